@@ -1,0 +1,1 @@
+"""Scenarios for the Olio-like site, found by name: `emulab experiment <name>`."""
