@@ -1,0 +1,11 @@
+<?php
+declare(strict_types=1);
+require __DIR__ . '/../lib/bootstrap.php';
+
+use Olio\{People, Request, Session};
+
+$user = Session::requireUser();
+$name = Request::any('username');
+$other = People::id($name);
+People::unfriend($user, $other);
+Request::redirect('users.php?username=' . u($name));
