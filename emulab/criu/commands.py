@@ -1,0 +1,87 @@
+"""CRIU's command lines as data.
+
+The options are those of a runc guest with its own user namespace, whose network namespace CRIU recreates empty and our hook plugs in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from emulab.command import Argv
+from emulab.criu import NATIVE
+
+HOOK = str(NATIVE / "hook")
+SHIM = str(NATIVE / "shim.so")
+
+# Level 1 prints errors only. runc's level 4 wrote 361 000 lines for one dump of a web server, inside the freeze; level 2 adds warnings.
+VERBOSITY = "-v2"
+
+_SHARED: Argv = (
+    "--tcp-established",
+    "--file-locks",
+    "--ghost-limit", "64M",  # open files that were deleted travel in the images
+    "--link-remap",
+    "--empty-ns", "net",
+    "--network-lock", "skip",  # we hold the guest's frames ourselves
+    "--manage-cgroups=ignore",  # the restore runs inside the guest's cgroup
+    "--ext-mount-map", "auto",
+    "--enable-external-masters",
+    "--enable-external-sharing",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CriuCall:
+    """A command line with the variables it needs."""
+
+    argv: Argv
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def _shim(*, write_protect: bool, final: bool) -> dict[str, str]:
+    env = {"LD_PRELOAD": SHIM}
+    if write_protect:
+        env["EMULAB_SHIM_WP"] = "1"
+    if final:
+        env["EMULAB_SHIM_FINAL"] = "1"
+    return env
+
+
+def _parent(parent: Path | None) -> Argv:
+    return ("--prev-images-dir", f"../{parent.name}") if parent else ()
+
+
+def pre_dump(*, pid: int, images: Path, parent: Path | None, rootfs: str, freezer: str, write_protect: bool) -> CriuCall:
+    """One pre-copy round: pages written since ``parent`` (all, without one) go to ``images``; the guest runs on."""
+    return CriuCall(
+        (
+            "criu", "pre-dump", "-t", str(pid), "-D", str(images), "-o", "pre-dump.log", VERBOSITY, "--track-mem", *_parent(parent),
+            *_SHARED, "--freeze-cgroup", freezer, "--root", rootfs,
+        ),
+        _shim(write_protect=write_protect, final=False),
+    )  # fmt: skip
+
+
+def dump(
+    *, pid: int, images: Path, parent: Path | None, rootfs: str, freezer: str, hook_socket: str, write_protect: bool, timeout_s: int = 30
+) -> CriuCall:
+    """The final dump of a frozen guest. Ends the guest only if the hook's answer at ``post-dump`` is yes."""
+    track: Argv = ("--track-mem",) if parent else ()
+    return CriuCall(
+        (
+            "criu", "dump", "-t", str(pid), "-D", str(images), "-o", "dump.log", VERBOSITY, *track, *_parent(parent),
+            *_SHARED, "--freeze-cgroup", freezer, "--root", rootfs, "--action-script", HOOK, "--timeout", str(timeout_s),
+        ),
+        {**_shim(write_protect=write_protect, final=True), "EMULAB_HOOK_SOCKET": hook_socket},
+    )  # fmt: skip
+
+
+def restore(*, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_cgroup: str) -> CriuCall:
+    """Restore inside the guest's cgroup (``join_cgroup``: shell words). The hook decides at ``post-restore`` and plugs the network."""
+    criu: Argv = (
+        "criu", "restore", "-D", str(images), "-o", "restore.log", VERBOSITY, "-d", "--pidfile", str(pidfile),
+        *_SHARED, "--root", rootfs, "--action-script", HOOK,
+    )  # fmt: skip
+    return CriuCall(("sh", "-c", f'{join_cgroup}; exec "$@"', "sh", *criu), {"EMULAB_HOOK_SOCKET": hook_socket})

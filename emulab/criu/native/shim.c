@@ -1,0 +1,158 @@
+/*
+ * shim - preloaded into criu. Two independent jobs, chosen by environment variables:
+ *
+ * EMULAB_SHIM_WP=1     stand in for soft-dirty on kernels without it: what CRIU asks of soft-dirty is answered from
+ *                      userfaultfd write-protect (armed by `tracker`) through PAGEMAP_SCAN. Pages that nobody protected
+ *                      read as written, so the answer errs on the safe side by construction.
+ * EMULAB_SHIM_FINAL=1  this is the final dump: nobody will ask for dirty pages again, so do not reset the tracking.
+ *
+ * Always: CRIU's wait for the freezer cgroup looks every millisecond, not every 100.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+struct page_region_ { uint64_t start, end, categories; };
+struct pm_scan_arg_ {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define PAGEMAP_SCAN_ _IOWR('f', 16, struct pm_scan_arg_)
+#define IS_WRITTEN (1 << 1)
+#define IS_FILE (1 << 2)
+#define IS_PRESENT (1 << 3)
+#define IS_SWAPPED (1 << 4)
+#define IS_PFNZERO (1 << 5)
+#define IS_SOFT_DIRTY (1 << 7)
+#define WP_MATCHING (1 << 0)
+#define PME_SOFT_DIRTY (1ULL << 55)
+
+static int stand_in, final_dump;
+
+__attribute__((constructor)) static void init(void)
+{
+	stand_in = getenv("EMULAB_SHIM_WP") != NULL;
+	final_dump = getenv("EMULAB_SHIM_FINAL") != NULL;
+}
+
+static int raw_ioctl(int fd, unsigned long request, void *arg)
+{
+	return syscall(SYS_ioctl, fd, request, arg);
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list list;
+	va_start(list, request);
+	void *arg = va_arg(list, void *);
+	va_end(list);
+	if (!stand_in || request != PAGEMAP_SCAN_)
+		return raw_ioctl(fd, request, arg);
+	struct pm_scan_arg_ *scan = arg;
+	if (!(scan->return_mask & IS_SOFT_DIRTY))
+		return raw_ioctl(fd, request, arg);
+	struct pm_scan_arg_ mine = *scan;
+	mine.return_mask = (scan->return_mask & ~(uint64_t)IS_SOFT_DIRTY) | IS_WRITTEN;
+	int count = raw_ioctl(fd, request, &mine);
+	scan->walk_end = mine.walk_end;
+	struct page_region_ *regions = (void *)(uintptr_t)scan->vec;
+	for (int i = 0; i < count; i++)
+		if (regions[i].categories & IS_WRITTEN)
+			regions[i].categories = (regions[i].categories & ~(uint64_t)IS_WRITTEN) | IS_SOFT_DIRTY;
+	return count;
+}
+
+/* Path of a descriptor, or an empty string. */
+static void path_of(int fd, char *path, size_t size)
+{
+	char link[64];
+	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+	ssize_t length = readlink(link, path, size - 1);
+	path[length > 0 ? length : 0] = 0;
+}
+
+static int ends_with(const char *text, const char *end)
+{
+	size_t a = strlen(text), b = strlen(end);
+	return a >= b && !strcmp(text + a - b, end);
+}
+
+/*
+ * Write-protect what is present or swapped, private and not the zero page. Protecting never-touched pages would leave
+ * markers that look swapped, and CRIU would then miss them in the parent images.
+ */
+static int protect(const char *pagemap)
+{
+	static struct page_region_ regions[4096];
+	int fd = syscall(SYS_openat, AT_FDCWD, pagemap, O_RDONLY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return -1;
+	struct pm_scan_arg_ scan = {
+		.size = sizeof scan, .flags = WP_MATCHING, .start = 0, .end = 0x7ffffffff000ULL,
+		.vec = (uintptr_t)regions, .vec_len = sizeof regions / sizeof *regions,
+		.category_inverted = IS_FILE | IS_PFNZERO, .category_mask = IS_WRITTEN | IS_FILE | IS_PFNZERO,
+		.category_anyof_mask = IS_PRESENT | IS_SWAPPED, .return_mask = IS_WRITTEN,
+	};
+	int result = 0;
+	while (scan.start < scan.end) {
+		if (raw_ioctl(fd, PAGEMAP_SCAN_, &scan) < 0) {
+			result = -1;
+			break;
+		}
+		if (scan.walk_end <= scan.start)
+			break;
+		scan.start = scan.walk_end;
+	}
+	syscall(SYS_close, fd);
+	return result;
+}
+
+ssize_t write(int fd, const void *data, size_t size)
+{
+	if (stand_in && size == 2 && !memcmp(data, "4", 2)) {
+		char path[256];
+		path_of(fd, path, sizeof path);
+		if (ends_with(path, "/clear_refs")) {
+			if (!final_dump) {
+				strcpy(path + strlen(path) - strlen("clear_refs"), "pagemap");
+				if (protect(path)) {
+					errno = EIO;
+					return -1;
+				}
+			}
+			return size;
+		}
+	}
+	return syscall(SYS_write, fd, data, size);
+}
+
+/* CRIU's feature probe: one entry of its own pagemap. */
+ssize_t read(int fd, void *data, size_t size)
+{
+	ssize_t got = syscall(SYS_read, fd, data, size);
+	if (stand_in && size == 8 && got == 8) {
+		char path[256];
+		path_of(fd, path, sizeof path);
+		if (ends_with(path, "/pagemap"))
+			*(uint64_t *)data |= PME_SOFT_DIRTY;
+	}
+	return got;
+}
+
+int nanosleep(const struct timespec *wanted, struct timespec *left)
+{
+	struct timespec brief = { 0, 1000000 };
+	int poll_step = wanted->tv_sec == 0 && wanted->tv_nsec == 100000000;
+	return syscall(SYS_nanosleep, poll_step ? &brief : wanted, left) ? -1 : 0;
+}

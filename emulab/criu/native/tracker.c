@@ -1,0 +1,250 @@
+/*
+ * tracker - arms asynchronous write-protect dirty tracking (userfaultfd WP_ASYNC) on the tasks of a guest.
+ *
+ * Protocol on stdin/stdout, one line each: "track PID PID ..." is answered by
+ * "tracked TASKS NEW_TASKS MAPPINGS FAILED"; end of input ends the program. The descriptors are held until then;
+ * closing them takes all protection off, so a killed tracker leaves nothing behind in the guest.
+ *
+ * Each new task is stopped for the time of two system calls that it is made to run: userfaultfd() and close(). The
+ * descriptor is taken out in between with pidfd_getfd(). No memory of the task is written: the calls run from a
+ * `syscall` instruction that already exists in its vDSO.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+#ifndef UFFD_FEATURE_WP_UNPOPULATED
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
+#endif
+#ifndef UFFD_FEATURE_WP_ASYNC
+#define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif
+
+struct task {
+	int pid;
+	int uffd;
+	unsigned long long started; /* start time in clock ticks: tells a reused pid */
+	int seen;
+};
+
+static struct task *tasks;
+static int task_count, task_room;
+
+static unsigned long long start_time(int pid)
+{
+	char path[64], line[1024];
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	FILE *file = fopen(path, "re");
+	if (!file)
+		return 0;
+	size_t length = fread(line, 1, sizeof line - 1, file);
+	fclose(file);
+	line[length] = 0;
+	char *field = strrchr(line, ')');
+	for (int i = 0; field && i < 20; i++)
+		field = strchr(field + 1, ' ');
+	return field ? strtoull(field + 1, NULL, 10) : 0;
+}
+
+static unsigned long find_syscall(int pid)
+{
+	char path[64], line[512];
+	unsigned long start = 0, end = 0;
+	snprintf(path, sizeof path, "/proc/%d/maps", pid);
+	FILE *maps = fopen(path, "re");
+	if (!maps)
+		return 0;
+	while (fgets(line, sizeof line, maps))
+		if (strstr(line, "[vdso]") && sscanf(line, "%lx-%lx", &start, &end) == 2)
+			break;
+	fclose(maps);
+	if (!start || end - start > 65536)
+		return 0;
+	static unsigned char code[65536];
+	struct iovec local = { code, end - start }, remote = { (void *)start, end - start };
+	ssize_t got = process_vm_readv(pid, &local, 1, &remote, 1, 0);
+	for (ssize_t i = 0; i + 1 < got; i++)
+		if (code[i] == 0x0f && code[i + 1] == 0x05)
+			return start + i;
+	return 0;
+}
+
+static int wait_stop(int pid, int *status)
+{
+	for (;;) {
+		if (waitpid(pid, status, __WALL) < 0) {
+			if (errno == EINTR)
+				continue;
+			return -1;
+		}
+		if (WIFSTOPPED(*status))
+			return 0;
+		return -1; /* it exited */
+	}
+}
+
+/* Run one system call in a stopped task. Signals that arrive meanwhile are queued again by the kernel when passed on. */
+static long remote_syscall(int pid, const struct user_regs_struct *saved, unsigned long insn, long nr, long a, int *pending)
+{
+	struct user_regs_struct regs = *saved;
+	int status;
+	regs.rip = insn;
+	regs.rax = nr;
+	regs.orig_rax = -1;
+	regs.rdi = a;
+	if (ptrace(PTRACE_SETREGS, pid, 0, &regs))
+		return -errno;
+	for (int tries = 0; tries < 16; tries++) {
+		if (ptrace(PTRACE_SINGLESTEP, pid, 0, 0) || wait_stop(pid, &status))
+			return -ESRCH;
+		int sig = WSTOPSIG(status);
+		if (ptrace(PTRACE_GETREGS, pid, 0, &regs))
+			return -errno;
+		if (sig == SIGTRAP && (status >> 16) == 0 && regs.rip != insn)
+			return (long)regs.rax;
+		if (sig != SIGTRAP && (status >> 16) == 0)
+			*pending = sig;
+	}
+	return -EINTR;
+}
+
+static int open_uffd(int pid)
+{
+	struct user_regs_struct saved;
+	int status, uffd = -1, pending = 0;
+	unsigned long insn = find_syscall(pid);
+	if (!insn)
+		return -1;
+	if (ptrace(PTRACE_SEIZE, pid, 0, 0))
+		return -1;
+	if (ptrace(PTRACE_INTERRUPT, pid, 0, 0) || wait_stop(pid, &status))
+		return -1;
+	if ((status >> 16) == 0 && WSTOPSIG(status) != SIGTRAP)
+		pending = WSTOPSIG(status); /* stopped by a signal instead: hand it on at the end */
+	if (!ptrace(PTRACE_GETREGS, pid, 0, &saved)) {
+		long remote = remote_syscall(pid, &saved, insn, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY, &pending);
+		if (remote >= 0) {
+			int pidfd = syscall(SYS_pidfd_open, pid, 0);
+			if (pidfd >= 0) {
+				uffd = syscall(SYS_pidfd_getfd, pidfd, (int)remote, 0);
+				close(pidfd);
+			}
+			remote_syscall(pid, &saved, insn, SYS_close, remote, &pending);
+		}
+		ptrace(PTRACE_SETREGS, pid, 0, &saved);
+	}
+	ptrace(PTRACE_DETACH, pid, 0, pending);
+	if (uffd < 0)
+		return -1;
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED };
+	if (ioctl(uffd, UFFDIO_API, &api)) {
+		close(uffd);
+		return -1;
+	}
+	return uffd;
+}
+
+/* Register every private writable mapping; those already registered are accepted again by the kernel. */
+static int register_mappings(const struct task *task)
+{
+	char path[64], line[1024], perms[8];
+	unsigned long start, end;
+	int done = 0;
+	snprintf(path, sizeof path, "/proc/%d/maps", task->pid);
+	FILE *maps = fopen(path, "re");
+	if (!maps)
+		return -1;
+	while (fgets(line, sizeof line, maps)) {
+		if (sscanf(line, "%lx-%lx %7s", &start, &end, perms) != 3)
+			continue;
+		if (perms[1] != 'w' || perms[3] != 'p' || strstr(line, "[vvar") || strstr(line, "[vsyscall]"))
+			continue;
+		struct uffdio_register area = { .range = { start, end - start }, .mode = UFFDIO_REGISTER_MODE_WP };
+		if (!ioctl(task->uffd, UFFDIO_REGISTER, &area))
+			done++;
+		/* A mapping that cannot be registered reads as written in every round: it is only sent again. */
+	}
+	fclose(maps);
+	return done;
+}
+
+static struct task *find(int pid)
+{
+	for (int i = 0; i < task_count; i++)
+		if (tasks[i].pid == pid)
+			return &tasks[i];
+	return NULL;
+}
+
+static void track(char *pids)
+{
+	int fresh = 0, mappings = 0, failed = 0;
+	for (int i = 0; i < task_count; i++)
+		tasks[i].seen = 0;
+	for (char *word = strtok(pids, " \n"); word; word = strtok(NULL, " \n")) {
+		int pid = atoi(word);
+		unsigned long long started = start_time(pid);
+		struct task *task = find(pid);
+		if (task && task->started != started) {
+			close(task->uffd);
+			*task = tasks[--task_count];
+			task = NULL;
+		}
+		if (!task) {
+			int uffd = open_uffd(pid);
+			if (uffd < 0) {
+				failed++;
+				continue;
+			}
+			if (task_count == task_room) {
+				task_room = task_room ? 2 * task_room : 64;
+				tasks = realloc(tasks, task_room * sizeof *tasks);
+				if (!tasks)
+					exit(1);
+			}
+			task = &tasks[task_count++];
+			*task = (struct task){ .pid = pid, .uffd = uffd, .started = started };
+			fresh++;
+		}
+		task->seen = 1;
+		int done = register_mappings(task);
+		if (done >= 0)
+			mappings += done;
+	}
+	for (int i = task_count - 1; i >= 0; i--)
+		if (!tasks[i].seen) { /* it exited */
+			close(tasks[i].uffd);
+			tasks[i] = tasks[--task_count];
+		}
+	printf("tracked %d %d %d %d\n", task_count, fresh, mappings, failed);
+	fflush(stdout);
+}
+
+int main(void)
+{
+	char *line = NULL;
+	size_t room = 0;
+	while (getline(&line, &room, stdin) > 0)
+		if (!strncmp(line, "track ", 6))
+			track(line + 6);
+		else {
+			printf("error unknown request\n");
+			fflush(stdout);
+		}
+	return 0;
+}

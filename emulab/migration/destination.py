@@ -1,0 +1,274 @@
+"""The side that receives a guest: staged while the guest still runs elsewhere, restored behind a gate, resumed only at commit."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from emulab import clock
+from emulab.command import Runner
+from emulab.criu import commands
+from emulab.criu.hooks import HookServer
+from emulab.criu.log import read_deciding_line
+from emulab.errors import EmulabError
+from emulab.migration import guestnet, journal
+from emulab.migration.channel import Incoming, Peer, PeerLostError
+from emulab.migration.hold import FrameHold, announce
+from emulab.migration.images import FolderReceiver, check_file_name
+from emulab.migration.layer import LayerReceiver
+from emulab.migration.pages import PageReceiver
+from emulab.node import link
+from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
+
+log = logging.getLogger("emulab.migration")
+
+IMAGES = Path("/run/emulab")
+
+
+class Arrival:
+    """One guest arriving. ``serve`` answers the source's messages in order; whatever goes wrong before the commit undoes all of it."""
+
+    def __init__(self, peer: Peer, guests: Guests, runner: Runner, first: Incoming) -> None:
+        self._peer = peer
+        self._guests = guests
+        self._runner = runner
+        self.key = check_file_name(str(first.fields["key"]))
+        self.spec = GuestSpec.from_dict(first.fields["spec"])
+        self.guest = Guest(self.spec, 0, 0, clock.now(), arrived_from=str(first.fields["source"]))
+        self._neighbours: list[tuple[str, str]] = []
+        self._folder = IMAGES / f"in-{self.key}"
+        self._pages = PageReceiver()
+        self._layer = LayerReceiver(self.guest.rootfs.upper)
+        self._images = FolderReceiver(self._folder, self._pages)
+        self._hold: FrameHold | None = None
+        self._hold_since = 0.0
+        self._restore: _Restore | None = None
+        self._committed = False
+
+    # -- the conversation --------------------------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        try:
+            self._prepare()
+            self._peer.send("ok")
+            while not self._committed:
+                message = self._peer.receive(timeout_s=60.0)
+                if message.kind == "abort":
+                    raise EmulabError("the source gave up")
+                self._step(message)
+        except Exception as error:
+            self._undo(error)
+        finally:
+            self._pages.close()
+            if self._hold:
+                self._hold.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _step(self, message: Incoming) -> None:
+        match message.kind:
+            case "layer" | "layer-end":
+                if self._layer.handle(message):
+                    self._peer.send("ok")
+            case "files" | "pages" | "chunk" | "folder-end":
+                if self._images.handle(message):
+                    self._peer.send("ok")
+            case "hold":
+                self._hold_frames()
+                self._peer.send("ok", at_s=self._hold_since)
+            case "announce":
+                announce(link.INNER_PORT, self.spec.mac, self.spec.address)
+            case "restore":
+                self._neighbours = [(str(ip), str(mac)) for ip, mac in message.fields["neighbours"]]
+                self._restore_behind_gate(str(message.fields["folder"]), [str(name) for name in message.fields["chain"]])
+                self._peer.send("ok")
+            case "commit":
+                self._commit()
+            case _:
+                raise EmulabError(f"unknown message {message.kind!r}")
+
+    # -- steps -------------------------------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Everything that needs no guest: images folder, root filesystem with an empty layer, cgroup, network pair."""
+        if self._guests.find(self.spec.name) is not None:
+            raise EmulabError(f"a guest {self.spec.name} is on this node already")
+        journal.record(self.key, "prepared", vm=self.spec.name)
+        self._folder.mkdir(parents=True)
+        self.guest.rootfs.make_folders()
+        self._runner.try_run(link_unplug(self.spec.port))
+        self._runner.run_all(guestnet.prepare_port_command(self.spec.port, self.spec.mac))
+        self.guest.cgroup.create()
+        self.guest.cgroup.limit(self.spec.vcpus, self.spec.memory_bytes)
+        self.guest.cgroup.lift_quota()
+
+    def _hold_frames(self) -> None:
+        self._hold = FrameHold(link.INNER_PORT, self.spec.mac)
+        self._hold_since = clock.now()
+        announce(link.INNER_PORT, self.spec.mac, self.spec.address)
+
+    def _restore_behind_gate(self, folder: str, chain: list[str]) -> None:
+        images = self._folder / check_file_name(folder)
+        for child, parent in zip(chain[1:], chain[:-1], strict=True):
+            (self._folder / check_file_name(child) / "parent").symlink_to(f"../{check_file_name(parent)}")
+        # Mounted only now: an overlay must not be mounted while its upper folder changes underneath it.
+        self.guest.rootfs.mount(self._runner)
+        self._restore = _Restore(self, images)
+        self._restore.run_to_gate()
+
+    def _commit(self) -> None:
+        """The point of no return for this side: from here on the guest runs here."""
+        assert self._restore is not None
+        journal.record(self.key, "commit", vm=self.spec.name)
+        self._committed = True
+        self._restore.open_gate()
+        self.guest = replace(self.guest, pid=self._restore.pid, ticks=start_ticks(self._restore.pid), since_s=clock.now())
+        self.guest.cgroup.set_quota(self.spec.vcpus)
+        self._guests.save(self.guest)
+        journal.record(self.key, "running", vm=self.spec.name)
+        if self._hold:
+            self._hold.release(self.spec.port)
+        times = self._restore.hooks.times
+        self._peer.send(
+            "ok",
+            resume_s=times.get("post-resume", self._restore.resumed_s),
+            stages=times,
+            hold_since_s=self._hold_since,
+            frames_held=self._hold.released if self._hold else 0,
+        )
+        self._restore.close()
+
+    def plug_and_release(self) -> None:
+        """At pre-resume: the guest's sockets are live, its tasks not yet. What was held goes in before anything newer."""
+        guestnet.attach(self.spec.port, self.spec.mac, self._runner)
+        if self._hold:
+            self._hold.release(self.spec.port)
+        announce(link.INNER_PORT, self.spec.mac, self.spec.address, times=1)
+
+    def enter_namespace(self, pid: int) -> None:
+        guestnet.enter_namespace(self.spec.port, pid, self.spec.address, self.spec.prefix, self._neighbours, self._runner)
+
+    # -- undoing -----------------------------------------------------------------------------------------------------------------------
+
+    def _undo(self, error: Exception) -> None:
+        logs = {}
+        if self._restore:
+            logs["restore.log"] = self._restore.log_text()
+            self._restore.refuse()
+        if self._committed:
+            # The guest was let go here, or died on the way: either way its source stays frozen and is told what happened.
+            alive = self.guest.alive()
+            journal.record(self.key, "running" if alive else "failed", vm=self.spec.name)
+            log.error("after commit of %s: %s", self.spec.name, error)
+        else:
+            journal.record(self.key, "aborted", vm=self.spec.name, reason=str(error))
+            self._guests.discard(self.guest)
+        message = error.message if isinstance(error, EmulabError) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, EmulabError):
+            log.exception("arrival of %s", self.spec.name)
+        try:
+            self._peer.send("error", message=message, hint=getattr(error, "hint", ""), details={"logs": logs})
+        except PeerLostError:
+            log.warning("the source of %s is gone: %s", self.spec.name, message)
+
+
+def link_unplug(port: str) -> tuple[str, ...]:
+    return ("ip", "link", "del", "dev", port)
+
+
+class _Restore:
+    """``criu restore`` up to its ``post-restore`` gate, and through it."""
+
+    def __init__(self, arrival: Arrival, images: Path) -> None:
+        self._arrival = arrival
+        self._images = images
+        self._gate = threading.Event()
+        self._reached = threading.Event()
+        self._allowed = False
+        self.pid = 0
+        self.resumed_s = 0.0
+        self.hooks = HookServer(IMAGES / f"restore-{arrival.key}.sock")
+        self.hooks.on("setup-namespaces", self._setup_namespaces)
+        self.hooks.on("post-restore", self._at_gate)
+        self.hooks.on("pre-resume", self._pre_resume)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._exited = threading.Event()
+
+    def _setup_namespaces(self, pid: int) -> bool:
+        self._arrival.enter_namespace(pid)
+        return True
+
+    def _at_gate(self, pid: int) -> bool:
+        self.pid = pid
+        self._reached.set()
+        self._gate.wait()
+        return self._allowed
+
+    def _pre_resume(self, pid: int) -> bool:
+        del pid
+        self._arrival.plug_and_release()
+        return True
+
+    def run_to_gate(self, timeout_s: float = 60.0) -> None:
+        guest = self._arrival.guest
+        pidfile = self._images / "restored.pid"
+        call = commands.restore(
+            images=self._images,
+            rootfs=str(guest.rootfs.merged),
+            pidfile=pidfile,
+            hook_socket=str(self.hooks.path),
+            join_cgroup=guest.cgroup.join_command(),
+        )
+        self._process = subprocess.Popen(
+            call.argv, env=_environment(call.env), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        threading.Thread(target=self._watch, name="restore", daemon=True).start()
+        end = clock.now() + timeout_s
+        while not self._reached.wait(0.02):
+            if self._exited.is_set():
+                raise EmulabError(f"CRIU could not restore: {read_deciding_line(self._images / 'restore.log')}")
+            if clock.now() > end:
+                raise EmulabError(f"the restore took longer than {timeout_s:g} s")
+
+    def _watch(self) -> None:
+        assert self._process is not None
+        self._process.wait()
+        self._exited.set()
+
+    def open_gate(self) -> None:
+        """Let the restored guest run. Raises EmulabError if CRIU fails behind the gate."""
+        self._allowed = True
+        self._gate.set()
+        assert self._process is not None
+        code = self._process.wait()
+        self.resumed_s = clock.now()
+        if code != 0:
+            raise EmulabError(f"CRIU failed after the commit: {read_deciding_line(self._images / 'restore.log')}")
+
+    def refuse(self) -> None:
+        """Close the gate for good: CRIU ends everything it restored."""
+        self._gate.set()
+        if self._process:
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self.close()
+
+    def close(self) -> None:
+        self.hooks.close()
+
+    def log_text(self) -> str:
+        try:
+            return (self._images / "restore.log").read_text(errors="replace")
+        except OSError:
+            return ""
+
+
+def _environment(extra: Any) -> dict[str, str]:
+    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **extra}

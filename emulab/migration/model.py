@@ -1,0 +1,94 @@
+"""What a migration is asked to do and what it reports: plain data that both agents and the command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from emulab import clock
+from emulab.errors import MigrationError, UsageError
+from emulab.migration.rounds import Round
+
+STRATEGIES = ("pre-copy", "stop-and-copy")
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to migrate. ``freeze_budget_s``: blackout aimed for; ``deadline_s``: longest time frozen before the source is resumed."""
+
+    strategy: str = "pre-copy"
+    dirty_tracker: str = "auto"
+    freeze_budget_s: float = 0.3
+    max_rounds: int = 8
+    deadline_s: float = 20.0
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Options:
+        options = cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})
+        if options.strategy not in STRATEGIES:
+            raise UsageError(f"unknown strategy {options.strategy!r}", hint=f"one of {', '.join(STRATEGIES)}")
+        return options
+
+
+@dataclass
+class Report:
+    """The record of one migration: a row of ``migrations.json``. Instants are monotonic seconds, sizes bytes."""
+
+    id: int
+    vm: str
+    source: str
+    destination: str
+    strategy: str
+    dirty_tracker: str
+    start_s: float
+    outcome: str = "aborted"
+    reason: str = ""
+    end_s: float = 0.0
+    freeze_s: float | None = None
+    resume_s: float | None = None
+    network_hold_s: float | None = None
+    frames_held: int = 0
+    rounds: list[Round] = field(default_factory=list)
+    bytes_on_wire: int = 0
+    bytes_of_pages: int = 0
+    pages_distinct: int = 0
+    pages_zero: int = 0
+    layer_bytes: int = 0
+    tasks: int = 0
+    tcp_established: int = 0
+    stop_rule: str = ""
+    stop_reason: str = ""
+    phases: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        record = asdict(self)
+        record["total_s"] = self.end_s - self.start_s
+        both = self.freeze_s is not None and self.resume_s is not None
+        record["blackout_s"] = (self.resume_s or 0.0) - (self.freeze_s or 0.0) if both else None
+        return record
+
+
+class AbortedError(MigrationError):
+    """A migration that was undone. ``details``: {"report": row of migrations.json, "logs": {file name: text}, "running_on": node}."""
+
+    def __init__(self, message: str, *, hint: str, details: dict[str, Any]) -> None:
+        super().__init__(message, hint=hint)
+        self.details = details
+
+
+class Timeline:
+    """Emits the phases of one migration as rows of ``timeline.ndjson``."""
+
+    def __init__(self, emit: Emit, source: str, migration: int) -> None:
+        self._emit = emit
+        self._source = source
+        self._id = migration
+
+    def mark(self, name: str, kind: str = "event", *, at: float | None = None, **fields: Any) -> float:
+        """Emit one row and return its instant. ``at``: an instant in the past, otherwise now."""
+        instant = clock.now() if at is None else at
+        self._emit({"mono_s": instant, "wall": clock.wall(), "source": self._source, "name": name, "kind": kind, "id": self._id, **fields})
+        return instant

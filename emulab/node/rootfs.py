@@ -1,0 +1,69 @@
+"""A guest's root filesystem: an overlay of a read-only image below and the guest's own writable layer above.
+
+The image folder must not itself lie on an overlay: a file mapped through two overlays has a mount id that exists nowhere, and CRIU
+refuses it ("Can't lookup mount"). The node keeps images and layers on volumes for that reason.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from emulab.command import Argv, Runner
+from emulab.errors import EmulabError
+
+IMAGES = Path("/var/lib/emulab/images")
+GUESTS = Path("/var/lib/emulab/guests")
+
+
+@dataclass(frozen=True)
+class Rootfs:
+    """Folders of one guest on this node."""
+
+    folder: Path
+    lower: Path
+
+    @property
+    def upper(self) -> Path:
+        return self.folder / "upper"
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    @property
+    def merged(self) -> Path:
+        return self.folder / "root"
+
+    def mount_command(self) -> Argv:
+        options = f"lowerdir={self.lower},upperdir={self.upper},workdir={self.work}"
+        return ("mount", "-t", "overlay", "overlay", "-o", options, str(self.merged))
+
+    def make_folders(self) -> None:
+        for folder in (self.upper, self.work, self.merged):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def mounted(self) -> bool:
+        return any(line.split()[1] == str(self.merged) for line in Path("/proc/self/mounts").read_text().splitlines())
+
+    def mount(self, runner: Runner) -> None:
+        if not self.mounted():
+            self.make_folders()
+            runner.run(self.mount_command())
+
+    def unmount(self, runner: Runner) -> None:
+        if self.mounted():
+            runner.run(("umount", "--lazy", str(self.merged)))
+
+    def remove(self, runner: Runner) -> None:
+        self.unmount(runner)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def image_rootfs(image: str, images: Path = IMAGES) -> Path:
+    """Folder of an unpacked guest image on this node. Raises EmulabError if it is not here."""
+    folder = images / image / "rootfs"
+    if not folder.is_dir():
+        raise EmulabError(f"guest image {image} is not on this node", hint="emulab up unpacks the images of a scenario")
+    return folder

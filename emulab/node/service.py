@@ -1,0 +1,238 @@
+"""What an agent can be asked to do. Each public request is one method; ``handle`` finds it by its name on the channel."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import emulab
+from emulab import clock
+from emulab.command import Runner
+from emulab.criu import tracker
+from emulab.errors import EmulabError, UsageError
+from emulab.migration import journal
+from emulab.migration.channel import Incoming, Listener, Peer, PeerError, connect
+from emulab.migration.destination import Arrival
+from emulab.migration.model import Options, Report, Timeline
+from emulab.migration.source import Departure
+from emulab.node import cgroup
+from emulab.node.guest import Guests, GuestSpec
+from emulab.node.link import Link
+from emulab.node.processes import run_streamed
+
+log = logging.getLogger("emulab.agent")
+
+
+class Call(Protocol):
+    """The request being served, as the agent hands it in."""
+
+    def emit(self, event: dict[str, Any]) -> None: ...
+
+    def gone(self) -> bool: ...
+
+
+class Service:
+    """State of one node: its guests, its link, the agents it may talk to."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.runner = Runner()
+        self.guests = Guests(self.runner)
+        self._peers: dict[str, str] = {}
+        self._secret = b""
+        self._rate_bit_s = 0
+        self._listener: Listener | None = None
+        self._link: Link | None = None
+        self._lock = threading.Lock()
+        self._busy: set[str] = set()  # guests that are being started, stopped or moved
+        self._methods: dict[str, Callable[..., Any]] = {
+            "ping": self.ping,
+            "node.configure": self.configure,
+            "node.facts": self.facts,
+            "link.show": self.link_show,
+            "link.set": self.link_set,
+            "vm.start": self.vm_start,
+            "vm.stop": self.vm_stop,
+            "vm.list": self.vm_list,
+            "vm.logs": self.vm_logs,
+            "vm.migrate": self.vm_migrate,
+            "process.run": self.process_run,
+        }
+
+    def handle(self, request: dict[str, Any], call: Call) -> Any:
+        """Serve one request. Raises what the method raises; the agent sends it back."""
+        method = self._methods.get(str(request.get("method")))
+        if method is None:
+            raise UsageError(f"this agent knows no {request.get('method')!r}", hint="is the node older than the command line? make down, then up")
+        return method(call, **request.get("params", {}))
+
+    # -- the node ----------------------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Once, at start: writable control files, a leaf for our own processes, no remains of guests that died with an earlier agent."""
+        self.runner.try_run(("mount", "-o", "remount,bind,rw", "/proc/sys"))
+        for mount in _cgroup_mounts():
+            self.runner.try_run(("mount", "-o", "remount,bind,rw", mount))
+        cgroup.prepare_node()
+        for name in self.guests.names():
+            guest = self.guests.find(name)
+            if guest is not None and not guest.alive():
+                self.guests.discard(guest)
+        tracker.warm_feature_cache(self.runner)
+
+    def ping(self, call: Call) -> dict[str, Any]:
+        del call
+        return {"node": self.node, "version": emulab.__version__, "configured": bool(self._secret)}
+
+    def configure(self, call: Call, *, peers: dict[str, str], secret: str, rate_bit_s: int, subnet: str) -> dict[str, Any]:
+        """Build and shape the link, learn the other agents, listen for them. Safe to repeat."""
+        del call
+        with self._lock:
+            self._peers, self._secret, self._rate_bit_s = dict(peers), bytes.fromhex(secret), rate_bit_s
+            self._link = Link(self.runner, subnet=subnet)
+            self._link.ensure(rate_bit_s)
+            if self._listener:
+                self._listener.close()
+            self._listener = Listener(self._peers[self.node], self._secret, self._serve_peer)
+            threading.Thread(target=self._listener.accept_forever, name="peers", daemon=True).start()
+        return self._link.show().as_dict()
+
+    def facts(self, call: Call) -> dict[str, Any]:
+        """Versions and kernel features, for the manifest."""
+        del call
+        criu = self.runner.try_run(("criu", "--version")).stdout.split()
+        runc = self.runner.try_run(("runc", "--version")).stdout.split()
+        return {
+            "kernel": platform.release(),
+            "criu": criu[1] if len(criu) > 1 else "?",
+            "runc": runc[2] if len(runc) > 2 else "?",
+            "python": platform.python_version(),
+            "cgroup": "v2" if cgroup.is_v2() else "v1",
+            "soft_dirty": tracker.has_soft_dirty(),
+        }
+
+    def link_show(self, call: Call) -> dict[str, Any]:
+        del call
+        return self._configured_link().show().as_dict()
+
+    def link_set(self, call: Call, *, rate_bit_s: int) -> dict[str, Any]:
+        del call
+        self._configured_link().set_rate(rate_bit_s)
+        self._rate_bit_s = rate_bit_s
+        return self._configured_link().show().as_dict()
+
+    def _configured_link(self) -> Link:
+        if self._link is None:
+            raise EmulabError(f"{self.node} has no link yet", hint="run emulab up")
+        return self._link
+
+    # -- guests ------------------------------------------------------------------------------------------------------------------------
+
+    def vm_start(self, call: Call, *, spec: dict[str, Any]) -> dict[str, Any]:
+        del call
+        wanted = GuestSpec.from_dict(spec)
+        with self._claim(wanted.name):
+            return self.guests.describe(self.guests.start(wanted))
+
+    def vm_stop(self, call: Call, *, name: str) -> None:
+        del call
+        with self._claim(name):
+            self.guests.stop(name)
+
+    def vm_list(self, call: Call) -> list[dict[str, Any]]:
+        del call
+        found = [guest for name in self.guests.names() if (guest := self.guests.find(name)) is not None]
+        return [{**self.guests.describe(guest), "node": self.node} for guest in found]
+
+    def vm_logs(self, call: Call, *, name: str, lines: int = 100) -> str:
+        del call
+        return self.guests.logs(name, lines)
+
+    def _claim(self, name: str) -> _Claim:
+        return _Claim(self._busy, self._lock, name)
+
+    # -- migration ---------------------------------------------------------------------------------------------------------------------
+
+    def vm_migrate(self, call: Call, *, name: str, to: str, options: dict[str, Any], number: int = 1) -> dict[str, Any]:
+        """Move a guest that runs here. Phases are emitted as timeline rows; the result is a row of ``migrations.json``."""
+        wanted = Options.from_dict(options)
+        if to == self.node:
+            raise UsageError(f"{name} is on {to} already", hint="choose another destination")
+        if to not in self._peers:
+            raise UsageError(f"no host {to}", hint=f"hosts: {', '.join(sorted(set(self._peers) - {'head', self.node}))}")
+        if to == "head":
+            raise UsageError("the head node carries no guests", hint=f"hosts: {', '.join(sorted(set(self._peers) - {'head', self.node}))}")
+        with self._claim(name):
+            guest = self.guests.running(name)
+            started = clock.now()
+            report = Report(number, name, self.node, to, wanted.strategy, wanted.dirty_tracker, started)
+            departure = Departure(
+                guest,
+                connect=lambda: connect(self._peers[to], self._secret),
+                guests=self.guests,
+                runner=self.runner,
+                options=wanted,
+                report=report,
+                timeline=Timeline(call.emit, self.node, number),
+                key=f"{name}-{time.time_ns():x}",
+                rate_bytes_s=self._rate_bit_s * 1448 / 1538 / 8,
+            )
+            return departure.run().as_dict()
+
+    def _serve_peer(self, peer: Peer, address: str) -> None:
+        """A connection from another agent: a guest that arrives, or a question about one."""
+        try:
+            first = peer.receive(timeout_s=10)
+            if first.kind == "arrive":
+                self._arrive(peer, first)
+            elif first.kind == "status":
+                key = str(first.fields["key"])
+                peer.send("ok", state=journal.last_state(key))
+            else:
+                peer.send("error", message=f"unknown request {first.kind!r}")
+        except PeerError as error:
+            log.info("connection from %s ended: %s", address, error)
+
+    def _arrive(self, peer: Peer, first: Incoming) -> None:
+        name = str(first.fields["spec"]["name"])
+        try:
+            with self._claim(name):
+                Arrival(peer, self.guests, self.runner, first).serve()
+        except UsageError as error:
+            peer.send("error", message=error.message, hint=error.hint)
+
+    # -- programs on this node ---------------------------------------------------------------------------------------------------------
+
+    def process_run(self, call: Call, *, argv: list[str], timeout_s: float, cwd: str | None = None) -> dict[str, Any]:
+        """Run a program, emitting its lines of output; it ends with the caller. Result: {"code", "stderr"}."""
+        return run_streamed(argv, timeout_s=timeout_s, cwd=cwd, emit=call.emit, gone=call.gone)
+
+
+class _Claim:
+    """One operation per guest at a time."""
+
+    def __init__(self, busy: set[str], lock: threading.Lock, name: str) -> None:
+        self._busy, self._lock, self._name = busy, lock, name
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._name in self._busy:
+                raise UsageError(f"guest {self._name} is busy with another operation", hint="wait for it to end: emulab vm list")
+            self._busy.add(self._name)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._busy.discard(self._name)
+
+
+def _cgroup_mounts() -> list[str]:
+    """Mount points of control groups, the tmpfs above those of version 1 first."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [fields[1] for fields in mounts if fields[1].startswith("/sys/fs/cgroup") and fields[2] in ("cgroup", "cgroup2", "tmpfs")]
+
+
