@@ -18,14 +18,15 @@ from emulab.node.link_guest import plug_commands
 GIGABIT = 10**9
 
 QDISCS = """[{"kind":"htb","handle":"e31:","root":true,"refcnt":3,
-"options":{"r2q":10,"default":"0x1","direct_packets_stat":0,"direct_qlen":1000},"bytes":4242,"packets":3,"drops":2,"overlimits":0,"requeues":0,"backlog":0,"qlen":0},{"kind":"bfifo","handle":"e32:","parent":"e31:1",
+"options":{"r2q":10,"default":"0x1","direct_packets_stat":0,"direct_qlen":1000},
+"bytes":4242,"packets":3,"drops":2,"overlimits":0,"requeues":0,"backlog":0,"qlen":0},{"kind":"bfifo","handle":"e32:","parent":"e31:1",
 "options":{"limit":1514000},"bytes":4242,"packets":3,"drops":2,"overlimits":0,"requeues":0,"backlog":1514,"qlen":1}]"""
 # iproute2 6.15 (Debian 13) and 6.1 (Debian 12) about the same class.
 CLASSES_6_15 = """[{"class":"htb","handle":"e31:1","root":true,"leaf":"0xe32","prio":0,"quantum":65536,"rate":123049414,"ceil":123049414,
 "linklayer":"ethernet","burst":131074,"burst_cell":1,"mpu_rate":0,"cburst":131074,"cburst_cell":1,"mpu_ceil":0,"level":0,
-"stats":{"bytes":0,"packets":0,"drops":0,"overlimits":0,"requeues":0,"backlog":0,"qlen":0,"lended":0,"borrowed":0,"giants":0}}]"""
-CLASSES_6_1 = """class htb e31:1 root leaf e32: prio 0 quantum 65536 rate 984395Kbit ceil 984395Kbit linklayer ethernet burst 130924b/1 mpu 0b \
-cburst 128Kb/1 mpu 0b level 0
+"stats":{"bytes":0,"packets":0,"drops":0,"overlimits":0,"requeues":0,"backlog":0,"qlen":0}}]"""
+CLASSES_6_1 = """class htb e31:1 root leaf e32: prio 0 quantum 65536 rate 984395Kbit ceil 984395Kbit linklayer ethernet \
+burst 130924b/1 mpu 0b cburst 128Kb/1 mpu 0b level 0
  Sent 0 bytes 0 pkt (dropped 0, overlimits 0 requeues 0)
  backlog 0b 0p requeues 0
 """
@@ -81,10 +82,10 @@ def test_a_burst_is_a_millisecond_but_at_least_a_gso_segment(rate: int, burst: i
 
 
 def test_commands_of_a_gigabit_link() -> None:
+    rate = "984395319bit"
     assert [" ".join(argv) for argv in (shape.root_command("eth0"), *shape.rate_commands("eth0", GIGABIT))] == [
         "tc qdisc replace dev eth0 root handle e31: htb default 1",
-        "tc class replace dev eth0 parent e31: classid e31:1 htb "
-        "rate 984395319bit ceil 984395319bit burst 125000 cburst 125000 quantum 65536",
+        f"tc class replace dev eth0 parent e31: classid e31:1 htb rate {rate} ceil {rate} burst 125000 cburst 125000 quantum 65536",
         "tc qdisc replace dev eth0 parent e31:1 handle e32: bfifo limit 1514000",
     ]
 
