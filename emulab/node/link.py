@@ -119,7 +119,7 @@ class Link:
         return (self.uplink, OUTER_PORT)
 
     def _interfaces(self) -> dict[str, bridge.Interface]:
-        return bridge.parse_interfaces(self._runner.run(bridge.INTERFACES_COMMAND).stdout)
+        return bridge.parse_interfaces(self._runner.run(bridge.LINKS_COMMAND).stdout, self._runner.run(bridge.ADDRESSES_COMMAND).stdout)
 
     def _routes(self, device: str) -> str:
         return self._runner.run(bridge.routes_command(device)).stdout

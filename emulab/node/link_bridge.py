@@ -39,7 +39,9 @@ INNER_PORT = "up1"  # end in br0: what arrives here has passed the shaper
 # No waiting for STP, no multicast querier that frames for guests would have to wait for.
 _BRIDGE_OPTIONS = ("type", "bridge", "stp_state", "0", "forward_delay", "0", "mcast_snooping", "0")
 
-INTERFACES_COMMAND: Argv = ("ip", "-j", "-d", "addr", "show")
+# Two questions: only `link` tells the IPv6 mode, only `addr` the addresses.
+LINKS_COMMAND: Argv = ("ip", "-j", "-d", "link", "show")
+ADDRESSES_COMMAND: Argv = ("ip", "-j", "-4", "addr", "show")
 # Where br_netfilter is loaded, bridged frames would pass the node's iptables and conntrack. -e: not an error where it is absent.
 BYPASS_FILTER_COMMAND: Argv = (
     *("sysctl", "-e", "-q", "-w"),
@@ -61,19 +63,20 @@ class Interface:
     ipv6_addresses_on: bool  # it gives itself a link-local IPv6 address (and sends frames to announce it)
 
 
-def parse_interfaces(text: str) -> dict[str, Interface]:
-    """The answer to ``INTERFACES_COMMAND``, by name."""
-    return {item["ifname"]: _interface(item) for item in json.loads(text) if "ifname" in item}
+def parse_interfaces(links_json: str, addresses_json: str) -> dict[str, Interface]:
+    """The answers to ``LINKS_COMMAND`` and ``ADDRESSES_COMMAND``, by name."""
+    addresses = {item["ifname"]: item["addr_info"] for item in json.loads(addresses_json or "[]") if "ifname" in item}
+    return {item["ifname"]: _interface(item, addresses.get(item["ifname"], [])) for item in json.loads(links_json) if "ifname" in item}
 
 
-def _interface(item: Mapping[str, Any]) -> Interface:
+def _interface(item: Mapping[str, Any], addresses: Sequence[Mapping[str, Any]]) -> Interface:
     return Interface(
         name=item["ifname"],
         mac=item.get("address", ""),
         mtu=item["mtu"],
         up="UP" in item["flags"],
         master=item.get("master"),
-        addresses=tuple(f"{a['local']}/{a['prefixlen']}" for a in item.get("addr_info", []) if a.get("family") == "inet"),
+        addresses=tuple(f"{a['local']}/{a['prefixlen']}" for a in addresses if a.get("family") == "inet"),
         port_state=item.get("linkinfo", {}).get("info_slave_data", {}).get("state"),
         ipv6_addresses_on=item.get("inet6_addr_gen_mode", "none") != "none",
     )
@@ -119,10 +122,10 @@ def build_commands(interfaces: Mapping[str, Interface], routes_json: str = "[]",
         commands.append(("ip", "link", "add", "name", OUTER_BRIDGE, "mtu", mtu, *_BRIDGE_OPTIONS))
     if not up0.name:
         commands.append(("ip", "link", "add", "name", OUTER_PORT, "mtu", mtu, "type", "veth", "peer", "name", INNER_PORT, "mtu", mtu))
-    # br-up and its ports carry frames, they do not take part: no addresses of their own.
+    # br-up and its ports carry frames, they do not take part, and the LAN is IPv4: no addresses of their own, no frames to announce them.
     commands += [
         ("ip", "link", "set", "dev", name, "addrgenmode", "none")
-        for name, interface in ((OUTER_BRIDGE, outer), (OUTER_PORT, up0), (INNER_PORT, up1), (uplink, port))
+        for name, interface in ((BRIDGE, inner), (OUTER_BRIDGE, outer), (OUTER_PORT, up0), (INNER_PORT, up1), (uplink, port))
         if interface.ipv6_addresses_on
     ]
     if up0.master != OUTER_BRIDGE:

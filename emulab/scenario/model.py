@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from emulab.scenario.units import Duration, PositiveDuration, Rate, Size  # noqa: TC001 - pydantic reads them at run time
+from emulab.scenario.units import Duration, PositiveDuration, Rate, Size
 
 AUTO: Literal["auto"] = "auto"
 HEAD = "head"

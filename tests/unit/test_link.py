@@ -42,7 +42,13 @@ BARE = [interface("lo", address="00:00:00:00:00:00", mtu=65536), interface("eth0
 
 
 def parsed(*items: dict[str, Any]) -> dict[str, bridge.Interface]:
-    return bridge.parse_interfaces(json.dumps(items))
+    return bridge.parse_interfaces(*answers(*items))
+
+
+def answers(*items: dict[str, Any]) -> tuple[str, str]:
+    """As ip gives it: links in one answer, addresses in another."""
+    links = [{key: value for key, value in item.items() if key != "addr_info"} for item in items]
+    return json.dumps(links), json.dumps([{"ifname": item["ifname"], "addr_info": item["addr_info"]} for item in items])
 
 
 class Machine:
@@ -131,7 +137,7 @@ def test_building_a_link_from_the_bare_interface() -> None:
 def test_ports_get_no_ipv6_addresses_where_the_kernel_has_ipv6() -> None:
     with_ipv6 = parsed(interface("eth0", addr_info=[ADDRESS], inet6_addr_gen_mode="eui64"))
     modes = [argv[4] for argv in bridge.build_commands(with_ipv6) if "addrgenmode" in argv]
-    assert modes == ["br-up", "up0", "up1", "eth0"]
+    assert modes == ["br0", "br-up", "up0", "up1", "eth0"]
 
 
 BUILT = [
@@ -141,6 +147,9 @@ BUILT = [
     interface("up0", master="br-up"),
     interface("up1", master="br0"),
 ]
+
+
+BUILT_ANSWERS = dict(zip(("ip -j -d link", "ip -j -4 addr"), answers(*BUILT), strict=True))
 
 
 def test_a_standing_link_needs_nothing() -> None:
@@ -202,7 +211,7 @@ def test_guest_ports_and_their_state() -> None:
 
 def test_ensuring_a_standing_shaped_link_only_sets_its_rate() -> None:
     machine = Machine()
-    machine.answers = {"ip -j -d addr": json.dumps(BUILT), "tc -j -s qdisc": QDISCS, "ip -j route": "[]"}
+    machine.answers = {**BUILT_ANSWERS, "tc -j -s qdisc": QDISCS, "ip -j route": "[]"}
     Link(Runner(machine)).ensure(GIGABIT)
     expected = [*shape.rate_commands("eth0", GIGABIT), *shape.rate_commands("up0", GIGABIT)]
     assert machine.changes() == [" ".join(argv) for argv in expected]
@@ -217,7 +226,7 @@ def test_a_bad_rate_touches_nothing() -> None:
 
 def test_show_says_what_the_rate_stands_for() -> None:
     machine = Machine()
-    machine.answers = {"ip -j -d addr": json.dumps(BUILT), "tc -j -s qdisc": QDISCS, "tc -j -s -d class": CLASSES_6_15}
+    machine.answers = {**BUILT_ANSWERS, "tc -j -s qdisc": QDISCS, "tc -j -s -d class": CLASSES_6_15}
     state = Link(Runner(machine)).show()
     record = json.loads(json.dumps(state.as_dict()))
     assert (record["built"], record["address"], record["mac"]) == (True, "198.18.0.11/24", "02:42:c6:12:00:0b")
