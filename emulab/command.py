@@ -31,6 +31,7 @@ class Command:
         stdin: bytes for its standard input, or None for /dev/null.
         env: additions to the environment.
         cwd: working directory.
+
     """
 
     argv: Argv

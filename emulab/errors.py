@@ -22,6 +22,7 @@ class EmulabError(Exception):
     Args:
         message: what happened, in one line.
         hint: what to do about it, in one line; may be empty.
+
     """
 
     exit_code: ClassVar[int] = 1

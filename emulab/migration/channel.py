@@ -97,7 +97,9 @@ class Peer:
             view = view[got:]
         return data
 
-    def ask(self, kind: str, payload: bytes | bytearray | memoryview = b"", *, timeout_s: float | None = 60.0, **fields: Any) -> dict[str, Any]:
+    def ask(
+        self, kind: str, payload: bytes | bytearray | memoryview = b"", *, timeout_s: float | None = 60.0, **fields: Any
+    ) -> dict[str, Any]:
         """Send and wait for the answer ``ok`` (its fields are returned). Raises PeerError for ``error``."""
         self.send(kind, payload, **fields)
         return self.expect_ok(timeout_s)

@@ -169,7 +169,7 @@ class Arrival:
             self._guests.discard(self.guest)
         message = error.message if isinstance(error, EmulabError) else f"{type(error).__name__}: {error}"
         if not isinstance(error, EmulabError):
-            log.exception("arrival of %s", self.spec.name)
+            log.error("arrival of %s", self.spec.name, exc_info=error)
         try:
             self._peer.send("error", message=message, hint=getattr(error, "hint", ""), details={"logs": logs})
         except PeerLostError:

@@ -45,7 +45,16 @@ def _xattrs(path: str) -> dict[str, str]:
 
 
 def _identity(status: os.stat_result) -> Identity:
-    return (status.st_mode, status.st_uid, status.st_gid, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_rdev)
+    return (
+        status.st_mode,
+        status.st_uid,
+        status.st_gid,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_rdev,
+    )
 
 
 def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -65,7 +65,9 @@ class StopRule:
         """After a round: stop, and why. ``transfer_s``: from ``predict`` for the last round."""
         last = rounds[-1]
         if last.predicted_blackout_s <= self.budget_s:
-            return Decision(stop=True, reason=f"predicted blackout {last.predicted_blackout_s:.3f} s is within the budget of {self.budget_s:g} s")
+            return Decision(
+                stop=True, reason=f"predicted blackout {last.predicted_blackout_s:.3f} s is within the budget of {self.budget_s:g} s"
+            )
         if len(rounds) >= self.max_rounds:
             return Decision(stop=True, reason=f"round cap of {self.max_rounds} reached")
         if len(rounds) < 2:

@@ -109,7 +109,9 @@ class Departure:
         self._peer = self._connect()
         self._folder.mkdir(parents=True)
         spec = self.guest.spec
-        self.peer.ask("arrive", key=self._key, source=self.report.source, spec={**spec.__dict__, "argv": list(spec.argv), "env": dict(spec.env)})
+        self.peer.ask(
+            "arrive", key=self._key, source=self.report.source, spec={**spec.__dict__, "argv": list(spec.argv), "env": dict(spec.env)}
+        )
 
     def _copy_layer(self) -> None:
         """Two passes: the second is short and shows what a final one will cost."""
@@ -179,7 +181,7 @@ class Departure:
         return result, transfer_s
 
     def _pre_dump(self, images: Path) -> float:
-        """Run CRIU; the vCPU limit comes back as soon as the guest runs again. Returns for how long it was stopped, as seen from outside."""
+        """Run CRIU; the vCPU limit is back as soon as the guest runs again. Returns how long it was stopped, seen from outside."""
         assert self._tracker is not None
         call = commands.pre_dump(
             pid=self.guest.pid,
@@ -385,7 +387,7 @@ class Departure:
             raise error
         message = error.message if isinstance(error, EmulabError) else f"{type(error).__name__}: {error}"
         if not isinstance(error, EmulabError):
-            log.exception("migration of %s", self.guest.spec.name)
+            log.error("migration of %s", self.guest.spec.name, exc_info=error)
         logs = self._logs(error)
         in_doubt = isinstance(error, _InDoubtError)
         if not in_doubt:

@@ -16,11 +16,26 @@ from emulab.node.guest import Guest, Guests
 
 def enter_command(guest: Guest, argv: Sequence[str]) -> Argv:
     """Join the cgroup, then user, mount, network, pid, ipc and uts namespaces, then become the guest's root."""
-    inside = ("nsenter", "--target", str(guest.pid), "--user", "--mount", "--net", "--pid", "--ipc", "--uts", "--root", "--wd=/", "--", *argv)
+    inside = (
+        "nsenter",
+        "--target",
+        str(guest.pid),
+        "--user",
+        "--mount",
+        "--net",
+        "--pid",
+        "--ipc",
+        "--uts",
+        "--root",
+        "--wd=/",
+        "--",
+        *argv,
+    )
     return ("sh", "-c", f'{guest.cgroup.join_command()}; exec "$@"', "sh", *inside)
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Becomes the command; returns an exit code only if it cannot."""
     if len(arguments) < 2:
         sys.stderr.write("usage: enter GUEST COMMAND...\n")
         return 2
@@ -33,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8", **guest.spec.env}
     if "TERM" in os.environ:
         env["TERM"] = os.environ["TERM"]
-    os.execvpe(command[0], command, env)
+    return os.execvpe(command[0], command, env)  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -123,7 +123,11 @@ class Guests:
         except (FileNotFoundError, ValueError):
             return None
         return Guest(
-            GuestSpec.from_dict(data["spec"]), int(data["pid"]), int(data["ticks"]), float(data["since_s"]), str(data.get("arrived_from", ""))
+            GuestSpec.from_dict(data["spec"]),
+            int(data["pid"]),
+            int(data["ticks"]),
+            float(data["since_s"]),
+            str(data.get("arrived_from", "")),
         )
 
     def get(self, name: str) -> Guest:
@@ -157,7 +161,8 @@ class Guests:
     def save(self, guest: Guest) -> None:
         guest.folder.mkdir(parents=True, exist_ok=True)
         data = {
-            "spec": asdict(guest.spec), "pid": guest.pid, "ticks": guest.ticks, "since_s": guest.since_s, "arrived_from": guest.arrived_from,
+            "spec": asdict(guest.spec), "pid": guest.pid, "ticks": guest.ticks,
+            "since_s": guest.since_s, "arrived_from": guest.arrived_from,
         }  # fmt: skip
         partial = guest.folder / "guest.json.new"
         partial.write_text(json.dumps(data))

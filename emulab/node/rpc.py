@@ -98,7 +98,9 @@ class Client:
             while True:
                 message = decode(self._stream)
                 if message is None:
-                    raise AgentError(f"{self.node}: the agent's channel closed during {method}", hint="is the node still running? emulab status")
+                    raise AgentError(
+                        f"{self.node}: the agent's channel closed during {method}", hint="is the node still running? emulab status"
+                    )
                 if "error" in message:
                     raise RemoteError(self.node, message["error"])
                 if "event" in message:

@@ -24,6 +24,7 @@ from emulab.node import cgroup
 from emulab.node.guest import Guests, GuestSpec
 from emulab.node.link import Link
 from emulab.node.processes import run_streamed
+from emulab.node.sampler import GuestTarget, Sampler
 
 log = logging.getLogger("emulab.agent")
 
@@ -48,6 +49,7 @@ class Service:
         self._rate_bit_s = 0
         self._listener: Listener | None = None
         self._link: Link | None = None
+        self._sampler: Sampler | None = None
         self._lock = threading.Lock()
         self._busy: set[str] = set()  # guests that are being started, stopped or moved
         self._methods: dict[str, Callable[..., Any]] = {
@@ -62,13 +64,17 @@ class Service:
             "vm.logs": self.vm_logs,
             "vm.migrate": self.vm_migrate,
             "process.run": self.process_run,
+            "samples.start": self.samples_start,
+            "samples.stop": self.samples_stop,
         }
 
     def handle(self, request: dict[str, Any], call: Call) -> Any:
         """Serve one request. Raises what the method raises; the agent sends it back."""
         method = self._methods.get(str(request.get("method")))
         if method is None:
-            raise UsageError(f"this agent knows no {request.get('method')!r}", hint="is the node older than the command line? make down, then up")
+            raise UsageError(
+                f"this agent knows no {request.get('method')!r}", hint="is the node older than the command line? make down, then up"
+            )
         return method(call, **request.get("params", {}))
 
     # -- the node ----------------------------------------------------------------------------------------------------------------------
@@ -212,6 +218,30 @@ class Service:
         """Run a program, emitting its lines of output; it ends with the caller. Result: {"code", "stderr"}."""
         return run_streamed(argv, timeout_s=timeout_s, cwd=cwd, emit=call.emit, gone=call.gone)
 
+    def samples_start(self, call: Call, *, interval_s: float, machine: bool = False) -> None:
+        """Begin to sample this node and its guests; starts anew if it runs already."""
+        del call
+        if self._sampler:
+            self._sampler.stop()
+        uplink = self._configured_link().uplink
+        self._sampler = Sampler(self.node, self._sampled_guests, uplink=uplink, interval_s=interval_s, machine=machine)
+        self._sampler.start()
+
+    def _sampled_guests(self) -> list[GuestTarget]:
+        found = [guest for name in self.guests.names() if (guest := self.guests.find(name)) is not None]
+        return [GuestTarget(guest.spec.name, guest.cgroup.name, guest.spec.port) for guest in found]
+
+    def samples_stop(self, call: Call, *, path: str) -> int:
+        """End sampling and write a CSV file on this node; returns its number of rows."""
+        del call
+        if self._sampler is None:
+            raise EmulabError(f"{self.node} is not being sampled")
+        self._sampler.stop()
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        rows = self._sampler.write_csv(Path(path))
+        self._sampler = None
+        return rows
+
 
 class _Claim:
     """One operation per guest at a time."""
@@ -234,5 +264,3 @@ def _cgroup_mounts() -> list[str]:
     """Mount points of control groups, the tmpfs above those of version 1 first."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     return [fields[1] for fields in mounts if fields[1].startswith("/sys/fs/cgroup") and fields[2] in ("cgroup", "cgroup2", "tmpfs")]
-
-

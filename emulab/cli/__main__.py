@@ -1,0 +1,3 @@
+from emulab.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""``emulab doctor``."""
