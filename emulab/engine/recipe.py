@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,27 +75,28 @@ def node_recipe(checkout: Path = CHECKOUT) -> Recipe:
     return Recipe("node", NODE, ((checkout / "compose/images/node", ""), (checkout / "emulab/criu/native", "native")))
 
 
+def copied(dockerfile: str) -> list[str]:
+    """The paths of the build context that a Dockerfile copies."""
+    sources: list[str] = []
+    for line in re.sub(r"\\\n", " ", dockerfile).splitlines():
+        words = line.split()
+        if words[:1] in (["COPY"], ["ADD"]) and not any(word.startswith("--from=") for word in words):
+            sources += [word.rstrip("/") for word in words[1:-1] if not word.startswith("--")]
+    return sorted(set(sources))
+
+
 def guest_recipes(checkout: Path = CHECKOUT) -> dict[str, Recipe]:
     """Guest images by name: ``workloads/olio/images/web/Dockerfile`` makes ``olio-web``.
 
-    The context is the workload's folder without the other images. A file ``inputs`` beside the Dockerfile narrows it: one path per
-    line, relative to the workload's folder.
+    The context is the folder ``workloads``, narrowed to what the Dockerfile copies: a change elsewhere rebuilds nothing.
     """
     recipes: dict[str, Recipe] = {}
-    for dockerfile in sorted((checkout / "workloads").glob("*/images/*/Dockerfile")):
-        image, workload = dockerfile.parent, dockerfile.parents[2]
-        name = f"{workload.name}-{image.name}"
-        listed = image / "inputs"
-        if listed.is_file():
-            inputs = [line.strip().rstrip("/") for line in listed.read_text().splitlines() if line.strip() and not line.startswith("#")]
-        else:
-            inputs = sorted(
-                path.name for path in workload.iterdir() if path.is_dir() and path.name != "images" and path.name not in _SKIPPED
-            )
-        parts = [(workload / entry, entry) for entry in inputs]
-        recipes[name] = Recipe(
-            name, f"emulab/{name}:latest", ((image, image.relative_to(workload).as_posix()), *parts), f"images/{image.name}/Dockerfile"
-        )
+    workloads = checkout / "workloads"
+    for dockerfile in sorted(workloads.glob("*/images/*/Dockerfile")):
+        place = dockerfile.relative_to(workloads).as_posix()
+        name = f"{dockerfile.parents[2].name}-{dockerfile.parent.name}"
+        parts = tuple((workloads / source, source) for source in [place, *copied(dockerfile.read_text())])
+        recipes[name] = Recipe(name, f"emulab/{name}:latest", parts, place)
     return recipes
 
 
