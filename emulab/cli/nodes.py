@@ -9,7 +9,7 @@ from rich.table import Table
 
 from emulab.cli.console import Steps, out
 from emulab.engine.lock import exclusive
-from emulab.engine.project import Removed
+from emulab.engine.removal import Removed
 from emulab.errors import UsageError
 from emulab.testbed import Testbed
 

@@ -91,7 +91,7 @@ def wait_for_database(testbed: Testbed, timeout_s: float = 120.0) -> None:
     end = clock.now() + timeout_s
     while True:
         try:
-            testbed.exec_in_guest("db", ("mariadb-admin", "ping"), timeout_s=20)
+            testbed.exec_in_guest("db", ("mariadb", "olio", "--execute", "SELECT 1"), timeout_s=20)
         except EmulabError as error:
             if clock.now() > end:
                 raise EmulabError(f"the database did not start: {error.message}", hint="emulab vm logs db") from error

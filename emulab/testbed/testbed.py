@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from emulab.engine.project import Project, Removed
+from emulab.engine.project import Project
+from emulab.engine.removal import Removed
 from emulab.engine.settings import NODES, Settings
 from emulab.engine.streaming import Say, quiet
 from emulab.errors import AgentError, EmulabError, UsageError
