@@ -74,7 +74,7 @@ class Arrival:
             case "layer" | "layer-end":
                 if self._layer.handle(message):
                     self._peer.send("ok")
-            case "files" | "pages" | "chunk" | "folder-end":
+            case "folder" | "files" | "pages" | "chunk" | "folder-end":
                 if self._images.handle(message):
                     self._peer.send("ok")
             case "hold":

@@ -62,6 +62,7 @@ class Report:
     stop_rule: str = ""
     stop_reason: str = ""
     phases: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)  # instants of CRIU's restore hooks
 
     def as_dict(self) -> dict[str, Any]:
         record = asdict(self)

@@ -25,7 +25,7 @@ from emulab.migration import guestnet, journal
 from emulab.migration.channel import Peer, PeerError
 from emulab.migration.destination import IMAGES, _environment
 from emulab.migration.hold import announce
-from emulab.migration.images import send_folder
+from emulab.migration.images import FolderSender, send_folder
 from emulab.migration.layer import LayerSender
 from emulab.migration.model import AbortedError, Options, Report, Timeline
 from emulab.migration.pages import PAGE, PageSender
@@ -280,11 +280,12 @@ class Departure:
             write_protect=bool(self._tracker and self._tracker.write_protect),
         )
         self._dump = _FinalDump(call, images, IMAGES / f"dump-{self._key}.sock")
-        self._dump.wait_until_dumped(self._left())
+        stream = FolderSender(self.peer, images, self._sender)
+        self._dump.wait_until_dumped(self._left(), meanwhile=stream.poll)
         dumped = self._timeline.mark("migration.dump", "end")
         self.report.phases["dump"] = dumped - started
         self._timeline.mark("migration.transfer", "begin", at=dumped)
-        send_folder(self.peer, images, self._sender)
+        stream.finish()
         self.peer.expect_ok(self._left())
         layer_bytes = self._layer_pass()
         self.report.layer_bytes += layer_bytes
@@ -335,6 +336,7 @@ class Departure:
         if "hold_since_s" in answer:
             self.report.network_hold_s = self.report.resume_s - float(answer["hold_since_s"])
         self.report.phases["resume"] = self.report.resume_s - started
+        self.report.stages = {str(name): float(at) for name, at in answer.get("stages", {}).items()}
         self._timeline.mark("migration.resume", at=self.report.resume_s)
         journal.record(self._key, "released", vm=self.guest.spec.name)
 
@@ -460,9 +462,10 @@ class _FinalDump:
         self._decided.wait()
         return self._commit
 
-    def wait_until_dumped(self, timeout_s: float) -> None:
+    def wait_until_dumped(self, timeout_s: float, meanwhile: Callable[[], None]) -> None:
         end = clock.now() + timeout_s
         while not self._dumped.wait(0.005):
+            meanwhile()
             if self._process.poll() is not None:
                 raise EmulabError(f"CRIU dump failed: {read_deciding_line(self._images / 'dump.log')}")
             if clock.now() > end:
