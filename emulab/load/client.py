@@ -1,9 +1,9 @@
 """A small HTTP/1.1 client for one virtual user: one connection, one request at a time, no retries, and every request reported.
 
-Made for measuring, so it does only what a careful browser does with its connection: it keeps the connection alive, honours the idle timeout
-that the server advertises (closing a second early, so that no request races with the server's own close), and opens a new one when the
-old one was closed. It never sends a request twice. Sockets are gevent's; parsing is a handful of ``bytes.find`` calls, which costs less than a
-header-by-header parser with callbacks.
+Made for measuring, so it does only what a careful browser does with its connection: it keeps the connection alive, honours the idle
+timeout that the server advertises (closing a second early, so that no request races with the server's own close), and opens a new one
+when the old one was closed. It never sends a request twice. Sockets are gevent's; parsing is a handful of ``bytes.find`` calls, which
+costs less than a header-by-header parser with callbacks.
 
 A request's time runs from its first byte out (the connection's first packet, if one must be opened) to the last byte in.
 """
@@ -25,7 +25,7 @@ _HEAD_LIMIT = 65536
 _CHUNK = 262144
 
 
-class RequestFailed(LoadError):
+class RequestError(LoadError):
     """A request got no usable answer; the message says why in a few words and is what the records hold."""
 
 
@@ -150,7 +150,7 @@ class Client:
             error = "timeout" if self._sock is not None else "connect timeout"
         except OSError as failure:
             error = ("" if self._sock is not None else "connect: ") + (errno.errorcode.get(failure.errno or 0) or str(failure))
-        except RequestFailed as failure:
+        except RequestError as failure:
             error = failure.message
         except BaseException:
             # The user is being stopped in the middle of a request.
@@ -162,7 +162,7 @@ class Client:
         if error is not None:
             self.close()
             self._sink(Exchange(method, path, kind, status, start, end, self._received, error, connection, reused))
-            raise RequestFailed(error)
+            raise RequestError(error)
         if status >= 400:
             error = f"status {status}"
         self._sink(Exchange(method, path, kind, status, start, end, self._received, error, connection, reused))
@@ -211,7 +211,7 @@ class Client:
     def _need(self) -> bytes:
         data = self._more()
         if not data:
-            raise RequestFailed("closed before the end of the answer" if self._received else "closed without an answer")
+            raise RequestError("closed before the end of the answer" if self._received else "closed without an answer")
         return data
 
     def _answer(self) -> Response:
@@ -220,14 +220,14 @@ class Client:
             edge = data.find(b"\r\n\r\n")
             if edge < 0:
                 if len(data) > _HEAD_LIMIT:
-                    raise RequestFailed("answer without an end of its head")
+                    raise RequestError("answer without an end of its head")
                 data += self._need()
                 continue
             head, rest = data[: edge + 2], data[edge + 4 :]
             try:
                 status = int(head[9:12])
             except ValueError:
-                raise RequestFailed("not an HTTP answer") from None
+                raise RequestError("not an HTTP answer") from None
             if status >= 200:
                 break
             data = rest  # after 100 Continue and the like the real answer follows
@@ -239,7 +239,7 @@ class Client:
             try:
                 length = int(low[at + 17 : low.index(b"\r\n", at + 17)])
             except ValueError:
-                raise RequestFailed("bad length of the answer") from None
+                raise RequestError("bad length of the answer") from None
             body, extra = self._counted(rest, length)
         elif b"\r\ntransfer-encoding: chunked" in low:
             body, extra = self._chunked(rest)
@@ -275,7 +275,7 @@ class Client:
             try:
                 size = int(data[at:eol].split(b";", 1)[0], 16)
             except ValueError:
-                raise RequestFailed("bad chunk in the answer") from None
+                raise RequestError("bad chunk in the answer") from None
             at = eol + 2
             if size == 0:
                 break

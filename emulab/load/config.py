@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+_AT_LEAST_1 = ("users", "drivers", "registered_users", "tags", "events")
+_NOT_NEGATIVE = ("ramp_up_s", "ramp_down_s", "stop_limit_s")
+_ABOVE_0 = ("steady_s", "mean_s", "cap_s", "request_timeout_s", "keepalive_s")
+
 Profile = Literal["olio-0.1", "olio-0.2"]
 
 
@@ -83,9 +87,9 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         wrong = [
-            *(f"{name} must be at least 1" for name in ("users", "drivers", "registered_users", "tags", "events") if getattr(self, name) < 1),
-            *(f"{name} must not be negative" for name in ("ramp_up_s", "ramp_down_s", "stop_limit_s") if getattr(self, name) < 0),
-            *(f"{name} must be above 0" for name in ("steady_s", "mean_s", "cap_s", "request_timeout_s") if getattr(self, name) <= 0),
+            *(f"{name} must be at least 1" for name in _AT_LEAST_1 if getattr(self, name) < 1),
+            *(f"{name} must not be negative" for name in _NOT_NEGATIVE if getattr(self, name) < 0),
+            *(f"{name} must be above 0" for name in _ABOVE_0 if getattr(self, name) <= 0),
         ]
         if not 0 <= self.cache_warm <= 1:
             wrong.append("cache_warm must be from 0 to 1")

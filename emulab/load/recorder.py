@@ -1,7 +1,8 @@
 """What a worker writes: one line of CSV per operation and per request, flushed about every second.
 
-A line is formatted when the fact is known and costs two or three microseconds; files are written in one call per flush, so a worker that is killed
-loses at most a second and cuts at most the last line, which ``emulab.load.records`` tolerates. Times are written to the microsecond.
+A line is formatted when the fact is known and costs two or three microseconds; files are written in one call per flush, so a worker
+that is killed loses at most a second and cuts at most the last line, which ``emulab.load.records`` tolerates. Times are written to the
+microsecond.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Recorder:
             f"{user},{seq},{operation},{intended_s:.6f},{start_s:.6f},{end},{outcome},{plain(error)},{size},{requests},{cycle_s:.6f},{self._worker}\n"
         )
 
-    def request(self, user: int, seq: int, operation: str, n: int, intended_s: float, exchange: Exchange) -> None:
+    def request(self, user: int, seq: int, operation: str, exchange: Exchange, *, n: int, intended_s: float) -> None:
         """One request, the ``n``-th of its operation."""
         method, path, kind, status, start, end, size, error, connection, reused = exchange
         self._requests.add(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from emulab.load.model import Model
 
 
-class OperationFailed(LoadError):
+class OperationError(LoadError):
     """An operation got answers, but not the right ones: a wrong page, a refused log-in. The message is what the records hold."""
 
 
@@ -42,8 +42,8 @@ class Session(Protocol):
             Counts for the workload's checks; they are summed over all operations started in steady state.
 
         Raises:
-            RequestFailed: a request got no usable answer.
-            OperationFailed: a page was not what it should be.
+            RequestError: a request got no usable answer.
+            OperationError: a page was not what it should be.
 
         """
 
@@ -53,6 +53,9 @@ class Workload(Protocol):
 
     @property
     def model(self) -> Model: ...
+
+    def prepare(self) -> None:
+        """Make in advance what would take time during the load."""
 
     def session(self, user: int, client: Client, random: Random) -> Session:
         """A fresh session of a user. ``random`` decides what is decided once per session."""
