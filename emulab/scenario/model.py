@@ -123,7 +123,7 @@ class Workload(_Model):
     profile: Literal["olio-0.2", "olio-0.1"] = "olio-0.2"
     data_ratio: Whole = Field(default=100, ge=1)
     registered_users: AutoWhole = AUTO
-    keepalive: Duration = 5.0
+    keepalive: Duration = 2.0
     workers: AutoWhole = AUTO
     cache_warm: Annotated[float, BeforeValidator(_no_bool)] = Field(default=0.6, ge=0, le=1)
 
