@@ -127,6 +127,16 @@ class Client:
             self._keepalive_s = self._assumed_keepalive_s
 
     @property
+    def idle_limit_s(self) -> float:
+        """How long the connection may stay idle before we close it, so that the server never closes one that we are about to use."""
+        return max(self._keepalive_s - 1.0, self._keepalive_s / 2)
+
+    def rest(self) -> None:
+        """Between operations: close the connection if it has been idle for its limit. Not to be called during a request."""
+        if self._sock is not None and clock.now() - self._last_used_s >= self.idle_limit_s:
+            self.close()
+
+    @property
     def cookies(self) -> Mapping[bytes, bytes]:
         return self._cookies
 
@@ -175,7 +185,7 @@ class Client:
         idle = now - self._last_used_s
         if idle < 0.05:
             return True
-        if idle > max(self._keepalive_s - 1.0, self._keepalive_s / 2):
+        if idle > self.idle_limit_s:
             self.close()
             return False
         try:

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import gevent
 from gevent.event import Event
 
 from emulab import clock
@@ -173,6 +174,7 @@ class Visitor:
         self._requests = 0
         self._size = 0
         self._operation = ""
+        self._resting: gevent.Greenlet | None = None
         self._client = Client(
             config.target.host,
             config.target.port,
@@ -185,6 +187,7 @@ class Visitor:
     def step(self) -> None:
         """Perform the next operation, now. Ends with ``due_s`` set to the start of the one after it."""
         driver = self._driver
+        self._stop_resting()
         self._operation, delay = driver.plan.next(self.number)
         random = stream(driver.config.seed, "data", self.number, self._seq)
         self._requests = self._size = 0
@@ -207,9 +210,17 @@ class Visitor:
             self._record(start, end if finished else None, error, delay, counts)
             self.due_s = driver.workload.model.next_start_s(start, end, delay)
             self._seq += 1
+            # A server worker that lost its client to idleness lingers for two more seconds unless the client closes too.
+            self._resting = gevent.spawn_later(self._client.idle_limit_s + 0.001, self._client.rest)
 
     def close(self) -> None:
+        self._stop_resting()
         self._client.close()
+
+    def _stop_resting(self) -> None:
+        if self._resting is not None:
+            self._resting.kill(block=False)
+            self._resting = None
 
     def _record(self, start: float, end: float | None, error: str | None, delay: float, counts: dict[str, float]) -> None:
         driver = self._driver
