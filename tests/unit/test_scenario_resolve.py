@@ -26,7 +26,7 @@ def test_no_keepalive_needs_few_workers_and_endless_keepalive_one_per_user() -> 
 
 def test_resolving_fills_in_every_auto() -> None:
     s = resolve(load_scenario("one-migration"))
-    assert (s.workload.workers, s.workload.registered_users) == (90, 10_000)
+    assert (s.workload.workers, s.workload.registered_users) == (52, 10_000)
     assert (s.guests["web"].address, s.guests["db"].address) == ("198.18.0.100", "198.18.0.101")
     assert s.migrations[0].to in {"host3", "host4", "host5"}
     assert AUTO not in {s.workload.workers, s.workload.registered_users, s.migrations[0].to, *(g.address for g in s.guests.values())}
