@@ -90,9 +90,10 @@ def build_argv(recipe: Recipe, inputs: str, *, builder: str, secrets: Mapping[st
 def step_of(line: str) -> str | None:
     """A build's output line as progress: ``web 3/7: RUN apt-get …``, or None for the others."""
     match = _STEP.match(line)
-    if not match or match["what"].startswith("CACHED"):
+    if not match or not match["what"].startswith("RUN "):  # the others take no time
         return None
-    return f"{match['n']} {match['what'][:60]}"
+    words = re.sub(r"--mount=\S+|\s+", " ", match["what"].removeprefix("RUN ")).split()
+    return f"{match['n']} {' '.join(words)[:60]}"
 
 
 def deciding_line(lines: tuple[str, ...]) -> str:
