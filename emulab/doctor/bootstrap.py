@@ -46,7 +46,7 @@ def is_current(venv: Path, wanted: str, wanted_dev: str) -> bool:
 
 
 def trust(environ: Mapping[str, str], bundles: tuple[str, ...] = CA_BUNDLES) -> dict[str, str]:
-    """Environment for pip. It brings its own certificates and misses a company's: let it trust what the machine trusts, unless told otherwise."""
+    """Environment for pip, which brings its own certificates: let it trust what the machine trusts (a company's CA), unless told otherwise."""
     if environ.get("PIP_CERT") or environ.get("REQUESTS_CA_BUNDLE"):
         return {}
     for bundle in bundles:
@@ -103,9 +103,8 @@ def bootstrap(venv: Path, *, dev: bool) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Exit code."""
     if sys.version_info[:2] < OLDEST:
-        sys.exit(
-            f"bootstrap: Python {sys.version.split()[0]} is too old: emulab needs {OLDEST[0]}.{OLDEST[1]} or newer\nhint: make PYTHON=python3.12 ..."
-        )
+        old, need = sys.version.split()[0], ".".join(map(str, OLDEST))
+        sys.exit(f"bootstrap: Python {old} is too old: emulab needs {need} or newer\nhint: make PYTHON=python3.12 ...")
     parser = argparse.ArgumentParser(description="Make the project's virtual environment.")
     parser.add_argument("--dev", action="store_true", help="with what the tests and checks need")
     parser.add_argument("--venv", type=Path, default=CHECKOUT / ".venv", help="where (default: .venv in the checkout)")

@@ -92,7 +92,7 @@ def step_of(line: str) -> str | None:
     match = _STEP.match(line)
     if not match or not match["what"].startswith("RUN "):  # the others take no time
         return None
-    words = re.sub(r"--mount=\S+|\s+", " ", match["what"].removeprefix("RUN ")).split()
+    words = re.sub(r"--mount=\S+|\bif \[ .*?; fi;|\s+", " ", match["what"].removeprefix("RUN ")).split()
     return f"{match['n']} {' '.join(words)[:60]}"
 
 
