@@ -41,12 +41,7 @@ def gif(width: int, height: int, size: int, paint: Painter) -> bytes:
     Pixels are written as plain codes with a clear code often enough to keep their width: no LZW dictionary is needed.
     """
     colours: list[Colour] = [CLEAR]
-    indices: list[int] = []
-    for row in pixels(width, height, paint):
-        for colour in row:
-            shade = CLEAR if colour[3] < 128 else (colour[0] & 0xF0, colour[1] & 0xF0, colour[2] & 0xF0, 255)
-            found = nearest(shade, colours)
-            indices.append(found)
+    indices = [nearest(CLEAR if colour[3] < 128 else colour, colours) for row in pixels(width, height, paint) for colour in row]
     table = b"".join(bytes(colour[:3]) for colour in colours).ljust(3 << PALETTE_BITS, b"\0")
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80 | (PALETTE_BITS - 1) << 4 | (PALETTE_BITS - 1), 0, 0) + table
     head += b"\x21\xf9\x04\x01\0\0\0\0"  # colour 0 is transparent

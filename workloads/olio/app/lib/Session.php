@@ -36,7 +36,9 @@ final class Session
     public static function begin(int $userId, string $userName): void
     {
         session_start();
-        session_regenerate_id(true);
+        if (session_id() === ($_COOKIE[session_name()] ?? null)) {
+            session_regenerate_id(true); // an id that was known before the log-in is worth nothing after it
+        }
         $_SESSION = ['userid' => $userId, 'username' => $userName];
         session_write_close();
         self::$read = true;

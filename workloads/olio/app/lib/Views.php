@@ -21,11 +21,9 @@ final class Views
         }
         foreach ($events as $event) {
             $href = 'events.php?socialEventID=' . $event['socialeventid'];
-            echo '<div class="event">';
+            echo $pictures ? '<div class="event">' : '<div class="event plain">';
             if ($pictures) {
                 self::picture($event['imagethumburl'], $event['title'], 90, $href);
-            } else {
-                echo '<span></span>';
             }
             echo '<div><h3><a href="', $href, '">', e($event['title']), '</a></h3>',
                 '<div class="when">', e(self::date($event['eventtimestamp'])), ' · posted by <a href="users.php?username=', u($event['submitter']), '">',
