@@ -86,6 +86,7 @@ class Run:
     rounds: pd.DataFrame
     steady: Interval | None
     missing: tuple[str, ...] = field(default=())
+    load_totals: Document = field(default_factory=dict)
 
     @property
     def origin_s(self) -> float:
@@ -163,6 +164,8 @@ def load_run(path: str | Path) -> Run:
         else:
             missing.append(file.name)
             tables[name] = empty_table(name)
+    load_file = folder / "load.json"
+    load_totals = _read_json(load_file) if load_file.exists() else {}
     documents: dict[str, Any] = {"calibration": {}, "migrations": []}
     for name in documents:
         file = folder / f"{name}.json"
@@ -184,6 +187,7 @@ def load_run(path: str | Path) -> Run:
         migrations=_migrations(documents["migrations"], folder / "migrations.json"),
         steady=steady,
         missing=tuple(missing),
+        load_totals=load_totals if isinstance(load_totals, dict) else {},
         **tables,
     )
 

@@ -22,6 +22,7 @@ def experiment(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key, such as migrations.1.to=host3.")
     ] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = RUNS,
+    mend: Annotated[bool, typer.Option("--repair", help="First bring what this machine lacks; says what it changes.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave nodes and guests up at the end.")] = False,
 ) -> None:
     """Run a scenario: nodes, links, guests, load, migrations, records, report."""
@@ -30,7 +31,9 @@ def experiment(
 
     overrides = {"users": users, "steady": steady, "seed": seed, **parse_settings(settings)}
     with Steps() as progress:
-        folder, summary, failure = run_experiment(scenario, overrides, size=machine_size(), progress=progress, runs=runs, keep=keep)
+        folder, summary, failure = run_experiment(
+            scenario, overrides, size=machine_size(), progress=progress, runs=runs, keep=keep, mend=mend
+        )
     print_summary(summary, out)
     out.print(f"report: {folder.path / 'report.html'}", markup=False)
     if failure is not None:

@@ -13,7 +13,7 @@ from emulab.cli.console import out
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")] = Path("runs/latest")) -> None:
     """Analyse a run folder again and build its report."""
     from emulab.analysis.summary import write_summary
-    from emulab.report.build import build_report
+    from emulab.report import build_report
     from emulab.report.text import print_summary
 
     summary = write_summary(run)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from emulab import clock
 from emulab.analysis.summary import write_summary
+from emulab.doctor import all_items, check_all, repair, require
 from emulab.engine.lock import exclusive
 from emulab.engine.settings import Settings
 from emulab.errors import EmulabError, MigrationError
@@ -51,7 +52,14 @@ class Experiment:
 
 
 def run_experiment(
-    name: str, overrides: dict[str, str | None], *, size: NodeSize, progress: Progress, runs: Path = RUNS, keep: bool = False
+    name: str,
+    overrides: dict[str, str | None],
+    *,
+    size: NodeSize,
+    progress: Progress,
+    runs: Path = RUNS,
+    keep: bool = False,
+    mend: bool = False,
 ) -> tuple[RunFolder, dict[str, Any], MigrationError | None]:
     """Run a scenario from beginning to end; returns the run folder, its summary, and the failure of a migration if there was one.
 
@@ -59,6 +67,7 @@ def run_experiment(
     """
     scenario = resolve_scenario(name, overrides, size=size, runs=runs)
     with exclusive("an experiment"):
+        check_machine(progress, mend=mend)
         experiment = begin(scenario, repeat_command(name, overrides), progress, runs=runs, keep=keep)
         try:
             bring_up(experiment)
@@ -81,6 +90,12 @@ def resolve_scenario(name: str, overrides: dict[str, str | None], *, size: NodeS
     from emulab.experiment.folder import previous_source
 
     return resolve(load_scenario(name, overrides, node=size), previous_source=previous_source(runs))
+
+
+def check_machine(progress: Progress, *, mend: bool) -> None:
+    """What the testbed needs is there, or is brought (``mend``). Raises DoctorError."""
+    progress.step("checking the machine")
+    require(repair(all_items(), progress.say) if mend else check_all(all_items()))
 
 
 def begin(scenario: Scenario, repeat: str, progress: Progress, *, runs: Path, keep: bool) -> Experiment:
@@ -175,7 +190,7 @@ def collect_records(experiment: Experiment) -> None:
 def _write_load(raw: Path, folder: RunFolder) -> None:
     source = next(path.parent for path in raw.glob("load/**/load.json"))
     records.write_load(source, folder.path)
-    shutil.copy(source / "load.json", folder.logs / "load.json")
+    shutil.copy(source / "load.json", folder.path / "load.json")
     for log in source.glob("logs/*"):
         shutil.copy(log, folder.logs / f"load-{log.name}")
 
@@ -213,7 +228,7 @@ def take_down(experiment: Experiment) -> None:
 
 
 def report(experiment: Experiment) -> dict[str, Any]:
-    from emulab.report.build import build_report
+    from emulab.report import build_report
 
     experiment.progress.step("analysing", 5)
     summary = write_summary(experiment.folder.path)
