@@ -96,5 +96,5 @@ def _parse(path: Path, schema: pa.Schema) -> pa.Table | None:
     )
     try:
         return pa.csv.read_csv(pa.BufferReader(data), convert_options=convert)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, KeyError) as error:
         raise LoadError(f"{path} is not a record file: {error}") from None
