@@ -58,6 +58,14 @@ def number(value: float | None, digits: int = 2) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def short(text: str) -> str:
+    """Without zeros at the end of the fraction: 1.00 s becomes 1 s."""
+    number_text, _, unit = text.partition(" ")
+    if "." in number_text:
+        number_text = number_text.rstrip("0").rstrip(".")
+    return f"{number_text} {unit}".strip()
+
+
 def significant(value: float, digits: int = 3) -> str:
     """That many significant digits, never an exponent."""
     if value == 0 or not math.isfinite(value):
