@@ -46,7 +46,7 @@ def is_current(venv: Path, wanted: str, wanted_dev: str) -> bool:
 
 
 def trust(environ: Mapping[str, str], bundles: tuple[str, ...] = CA_BUNDLES) -> dict[str, str]:
-    """Environment for pip, which brings its own certificates: let it trust what the machine trusts (a company's CA), unless told otherwise."""
+    """Environment for pip, which brings its own certificates: let it trust what the machine trusts, unless told otherwise."""
     if environ.get("PIP_CERT") or environ.get("REQUESTS_CA_BUNDLE"):
         return {}
     for bundle in bundles:

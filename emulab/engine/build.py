@@ -23,7 +23,7 @@ CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundl
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _STEP = re.compile(r"#\d+ \[(?P<stage>[^\]]*?)\s*(?P<n>\d+/\d+)\] (?P<what>.*)")
 # BuildKit repeats the failing command and the Dockerfile's lines below the program's own words.
-_NOISE = re.compile(r"^(-+$|>|\s*\d+ \| |\s*\d+ >>>|Dockerfile:|ERROR: failed to solve|#\d+ (DONE|CANCELED|CACHED))")
+_NOISE = re.compile(r"^(-+$|>|\s*\d+ \| |\s*\d+ >>>|Dockerfile:|ERROR: failed to solve|#\d+ (DONE|CANCELED|CACHED|ERROR))")
 
 
 def ca_bundle(environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -98,11 +98,10 @@ def step_of(line: str) -> str | None:
 
 def deciding_line(lines: tuple[str, ...]) -> str:
     """The line of a failed build's output that says most: the last word of the program that failed."""
-    told = [line for line in lines if line.strip() and not _NOISE.match(line)]
+    told = [re.sub(r"^(#\d+ )?(\d+\.\d+ )?", "", line).strip() for line in lines if not _NOISE.match(line)]
+    told = [line for line in told if line]
     errors = [line for line in told if re.search(r"\berror\b|^E: |not found|[Nn]o such|denied|[Cc]ould not", line)]
-    for line in reversed(errors or told):
-        return re.sub(r"^#\d+ (\d+\.\d+ )?", "", line).strip()
-    return "no output"
+    return (errors or told or ["no output"])[-1]
 
 
 def build(recipe: Recipe, context: bytes, inputs: str, say: Say = quiet) -> None:
