@@ -83,7 +83,10 @@ def interactive(config: LoadConfig, out: Path, *, bind: str, port: int, emit: Em
             attempt.bind((bind, port))
         except OSError as error:
             raise LoadError(f"cannot serve the web page on {bind}:{port}: {error}", hint="is another one running?") from None
+    sys.argv[1:] = []  # the web page reads options of Locust's from there
     with _Run(config, out, emit) as run:
+        # After a stop, Locust's workers are not ready for a new start before this time is over.
+        run.environment.stop_timeout = min(config.stop_limit_s, HURRY_LIMIT_S)
         run.start_workers(scheduled=False)
         page = None
         try:
