@@ -76,6 +76,14 @@ def up_failure(tail: Sequence[str]) -> EngineError:
     return EngineError(f"cannot bring up the nodes: {text.removeprefix('Error response from daemon: ').strip()}", hint=hint)
 
 
+def last_words(container: Any) -> str:
+    """The last line of a container's log."""
+    with suppress(DockerException):
+        lines = [line for line in container.logs(tail=20).decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else "its log is empty"
+    return "it has no log"
+
+
 class Project:
     """One testbed in the engine."""
 
@@ -120,7 +128,10 @@ class Project:
         return str(found[0].id)
 
     def _agent_answers(self, node: str) -> bool:
-        return self.exec_run(node, CONNECT, timeout_s=10).ok
+        try:
+            return self.exec_run(node, CONNECT, timeout_s=10).ok
+        except EngineError:  # its container has stopped: what it said last is told by the caller
+            return False
 
     def _wait(self, answers: Answers, timeout_s: float) -> None:
         deadline = clock.now() + timeout_s
@@ -128,25 +139,20 @@ class Project:
         while waiting:
             with ThreadPoolExecutor(len(NODES)) as pool:
                 waiting = [node for node, up in zip(waiting, pool.map(answers, waiting), strict=True) if not up]
+            found = {self._service(container): container for container in our_containers(self.client, self.settings.project)}
             for node in waiting:
-                container = self.client.containers.get(self.container(node))
+                container = found.get(node)
+                if container is None:
+                    raise EngineError(f"{node} was removed while it started", hint="is another emulab at work? emulab status")
                 if container.status not in {"running", "created"}:
-                    raise EngineError(f"{node} stopped at start: {self.last_words(node)}", hint=f"docker logs {container.name}")
+                    raise EngineError(f"{node} stopped at start: {last_words(container)}", hint=f"docker logs {container.name}")
                 if clock.now() > deadline:
                     raise EngineError(
-                        f"the agent of {node} does not answer after {timeout_s:.0f} s: {self.last_words(node)}",
+                        f"the agent of {node} does not answer after {timeout_s:.0f} s: {last_words(container)}",
                         hint=f"docker logs {container.name}",
                     )
             if waiting:
                 threading.Event().wait(0.1)
-
-    def last_words(self, node: str) -> str:
-        """The last line of a node's log."""
-        with suppress(DockerException):
-            text = self.client.containers.get(self.container(node)).logs(tail=20).decode(errors="replace")
-            lines = [line for line in text.splitlines() if line.strip()]
-            return lines[-1].strip() if lines else "its log is empty"
-        return "it has no log"
 
     # -- what is there ----------------------------------------------------------------------------------------------------------
 
