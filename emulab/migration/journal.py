@@ -16,8 +16,11 @@ def record(migration: str, state: str, path: Path = JOURNAL, **fields: Any) -> N
     """Append one line and make it durable before returning. ``state``: prepared, commit, running, released, aborted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"migration": migration, "state": state, "wall": clock.wall(), **fields}) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = "\n" + line  # a crash cut the last line off; it must not swallow this one
         os.write(descriptor, line.encode())
         os.fdatasync(descriptor)
     finally:

@@ -84,20 +84,20 @@ class PageReceiver:
         self._file_of = array("I")
         self._page_of = array("Q")
         self._files: list[int] = []
+        self._sizes: list[int] = []  # in pages
 
     def open(self, path: Path, pages: int) -> int:
         """Create a file of so many pages; returns its number for ``write``."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.ftruncate(descriptor, pages * PAGE)
         self._files.append(descriptor)
+        self._sizes.append(pages)
         return len(self._files) - 1
 
     def write(self, number: int, chunk: Chunk) -> None:
         """Raises EmulabError for references that were never introduced or content that does not match them."""
         target = self._files[number]
-        refs = array("I", chunk.refs)
-        limit = len(refs) * PAGE
-        content = self._decompressor.decompress(chunk.content, max_output_size=limit) if chunk.content else b""
+        refs, content = self._unpack(number, chunk)
         taken = 0
         run_at = 0
         run: list[bytes] = []
@@ -129,6 +129,22 @@ class PageReceiver:
             os.pwrite(target, b"".join(run), run_at * PAGE)
         if taken != len(content):
             raise EmulabError("a chunk carried pages that nothing refers to")
+
+    def _unpack(self, number: int, chunk: Chunk) -> tuple[array[int], bytes]:
+        """References and new pages of a chunk, if they can be what they say."""
+        if len(chunk.refs) % 4:
+            raise EmulabError("a chunk carried something that is not a list of references")
+        refs = array("I", chunk.refs)
+        if not 0 <= chunk.first_page <= self._sizes[number] - len(refs):
+            raise EmulabError("a chunk of pages lies outside of its file")
+        if not chunk.content:
+            return refs, b""
+        try:
+            if not 0 <= zstandard.frame_content_size(chunk.content) <= len(refs) * PAGE:
+                raise EmulabError("a chunk carried pages that nothing refers to")
+            return refs, self._decompressor.decompress(chunk.content)
+        except zstandard.ZstdError as error:
+            raise EmulabError(f"a chunk of pages cannot be unpacked: {error}") from error
 
     def close(self) -> None:
         for descriptor in self._files:
