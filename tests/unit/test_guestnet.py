@@ -1,0 +1,130 @@
+"""The guest's network around a move: what is in flight, its neighbours, and what its new namespace is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import pytest
+
+from emulab.command import Outcome, Runner
+from emulab.migration import guestnet
+
+
+@pytest.fixture
+def server():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def rows_of(port):
+    """Rows of this process's own table that belong to a port, by way of what the kernel prints."""
+    with open("/proc/self/net/tcp") as table:
+        return [line for line in table if f":{port:04X} " in line]
+
+
+def test_a_connection_that_nobody_has_accepted_is_in_flight(server):
+    port = server.getsockname()[1]
+    pid = os.getpid()
+    before = guestnet.in_flight(pid)
+    with socket.create_connection(("127.0.0.1", port)):
+        assert rows_of(port)
+        assert guestnet.in_flight(pid) == before + 1
+        accepted, _ = server.accept()
+        with accepted:
+            assert guestnet.in_flight(pid) == before
+
+
+def test_established_connections_are_counted_at_both_ends(server):
+    pid = os.getpid()
+    before = guestnet.established(pid)
+    with socket.create_connection(server.getsockname()):
+        accepted, _ = server.accept()
+        with accepted:
+            assert guestnet.established(pid) == before + 2
+
+
+def test_connections_over_ipv6_count_too():
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        before = guestnet.in_flight(os.getpid())
+        with socket.create_connection(server.getsockname()[:2]):
+            assert guestnet.in_flight(os.getpid()) == before + 1
+
+
+def test_a_process_that_has_gone_has_no_connections():
+    assert guestnet.tcp_table(4194304) == []
+
+
+def answering(text):
+    return Runner(lambda command: Outcome(command, 0, text, "", 0.0, 0.0))
+
+
+def test_only_neighbours_whose_mac_is_known_are_taken_along():
+    recorded = json.dumps(
+        [
+            {"dst": "198.18.0.10", "lladdr": "02:42:c6:12:00:0a", "state": ["REACHABLE"]},
+            {"dst": "198.18.0.15", "state": ["FAILED"]},
+            {"dst": "198.18.0.101", "lladdr": "02:65:6d:12:00:65", "state": ["STALE"]},
+        ]
+    )
+    assert guestnet.neighbours(1, answering(recorded)) == [
+        ("198.18.0.10", "02:42:c6:12:00:0a"),
+        ("198.18.0.101", "02:65:6d:12:00:65"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "Cannot open network namespace"])
+def test_without_an_answer_there_are_no_neighbours(text):
+    assert guestnet.neighbours(1, answering(text)) == []
+
+
+def test_the_new_namespace_gets_loopback_address_card_and_neighbours_in_this_order():
+    assert guestnet.batch_lines("198.18.0.100", 24, [("198.18.0.10", "02:42:c6:12:00:0a")]).splitlines() == [
+        "link set dev lo up",
+        "addr add 198.18.0.100/24 brd + dev eth0",
+        "link set dev eth0 up",
+        "neigh replace 198.18.0.10 lladdr 02:42:c6:12:00:0a nud stale dev eth0",
+    ]
+
+
+def test_the_pair_is_made_with_the_guests_mac_before_the_freeze():
+    first, second = guestnet.prepare_port_command("vm-web", "02:65:6d:12:00:64")
+    assert first == (
+        "ip", "link", "add", "name", "vm-web", "type", "veth", "peer", "name", "xvm-web", "address", "02:65:6d:12:00:64",
+    )  # fmt: skip
+    assert second[-1] == "up"
+
+
+def test_the_guests_end_has_a_name_that_linux_accepts_and_no_other_has():
+    for port in ("vm-web", "vm-a-name-123456"[:15]):
+        peer = guestnet.prepare_port_command(port, "02:65:6d:12:00:64")[0]
+        assert len(peer[9]) <= 15
+        assert peer[9] != port
+
+
+def test_entering_moves_the_card_first_and_then_sets_it_up_inside():
+    commands = []
+
+    def note(command):
+        commands.append(command)
+        return Outcome(command, 0, "", "", 0.0, 0.0)
+
+    guestnet.enter_namespace("vm-web", 321, "198.18.0.100", 24, [], Runner(note))
+    move, inside = commands
+    assert move.argv == ("ip", "link", "set", "dev", "xvm-web", "name", "eth0", "netns", "321")
+    assert inside.argv[:2] == ("nsenter", "--net=/proc/321/ns/net")
+    assert inside.stdin == guestnet.batch_lines("198.18.0.100", 24, []).encode()
+
+
+def test_the_switch_learns_the_guests_port_at_once():
+    commands = []
+
+    def note(command):
+        commands.append(command.argv)
+        return Outcome(command, 0, "[]", "", 0.0, 0.0)
+
+    guestnet.attach("vm-web", "02:65:6d:12:00:64", Runner(note))
+    assert commands[-1] == ("bridge", "fdb", "replace", "02:65:6d:12:00:64", "dev", "vm-web", "master", "dynamic")
