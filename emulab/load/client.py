@@ -92,6 +92,7 @@ class Client:
         self._common = (
             f" HTTP/1.1\r\nHost: {name}\r\nUser-Agent: Mozilla/5.0 (emulab)\r\n"
             "Accept: text/html,application/xhtml+xml,image/png,*/*;q=0.5\r\nAccept-Language: en\r\n"
+            "Connection: keep-alive\r\n"  # Apache advertises its timeout to those who say so
         ).encode()
         self._cookies: dict[bytes, bytes] = {}
         self._cookie_line = b""

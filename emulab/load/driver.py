@@ -63,6 +63,8 @@ class Driver:
         self._operations: dict[str, Counter[str]] = {"all": Counter(), "steady": Counter()}
         self._durations: list[float] = []
         self._cpu_max = 0.0
+        self._cpu_used_s = 0.0
+        self._requests = 0
         self._cpu_mark = (clock.now(), time.process_time())
         self._renew(folder)
 
@@ -108,6 +110,9 @@ class Driver:
         if duration_s is not None and outcome == "ok":
             self._durations.append(duration_s)
 
+    def count_request(self) -> None:
+        self._requests += 1
+
     @property
     def recorder(self) -> Recorder | None:
         return self._recorder
@@ -120,6 +125,7 @@ class Driver:
             self._cpu_mark = (now, cpu)
             if before >= (self._origin_s or 0.0) and now <= self.end_s + 1.0:
                 self._cpu_max = max(self._cpu_max, (cpu - used) / (now - before))
+                self._cpu_used_s += cpu - used
         if self._recorder is not None:
             self._recorder.flush()
             self._write_state()
@@ -154,6 +160,8 @@ class Driver:
         state = {
             "worker": self.worker,
             "cpu_max": self._cpu_max,
+            "cpu_s": self._cpu_used_s,
+            "requests": self._requests,
             "counts": dict(self._sums),
             **{f"operations_{part}": dict(counter) for part, counter in self._operations.items()},
         }
@@ -247,6 +255,7 @@ class Visitor:
         n = self._requests
         self._requests = n + 1
         self._size += exchange.size
+        driver.count_request()
         if driver.recorder is not None:
             due = self.due_s if n == 0 else exchange.start_s
             driver.recorder.request(self.number, self._seq, self._operation, exchange, n=n, intended_s=due)

@@ -4,7 +4,7 @@ Keys: ``status`` (complete or stopped), ``users``, ``seed``, ``profile``, ``paci
 (``begin_s`` and ``end_s``, monotonic), ``offered_ops_per_s`` (users by mean delay), ``ops_per_s`` (successful operations started in
 steady state, by its length), ``operations`` (of the steady state: by name, by outcome), ``totals`` (of the whole run), ``mix`` (share and
 expected share by name), ``checks`` (the workload's own), ``driver_cpu_max`` (largest share of a core that a worker used over a second),
-``workers``, ``probe``, ``warnings``.
+``workers`` (with CPU seconds and requests of each), ``probe``, ``warnings``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def collect(config: LoadConfig, workload: Workload, folder: Path, *, origin_s: f
         if state is None:
             warnings.append(f"worker {number} left no totals")
             continue
-        workers.append({"worker": number, "cpu_max": state["cpu_max"]})
+        workers.append({key: state[key] for key in ("worker", "cpu_max", "cpu_s", "requests")})
         counts.update(state["counts"])
         for part, table in tables.items():
             table.update(state[f"operations_{part}"])
