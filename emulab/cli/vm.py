@@ -84,7 +84,7 @@ def execute(
 ) -> None:
     """Run a command inside a guest, with this terminal."""
     testbed = Testbed()
-    node, argv = testbed.enter_argv(name, command)
+    node, argv = testbed.enter_argv(name, command[1:] if command[0] == "--" else command)
     terminal = ("-t",) if sys.stdin.isatty() and sys.stdout.isatty() else ()
     sys.stdout.flush()
     # The engine's own command carries terminal size and signals.
