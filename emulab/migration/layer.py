@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,15 +24,18 @@ from emulab.migration.channel import Incoming, Peer
 
 BLOCK = 65536
 _BATCH = 4 * 1024 * 1024
+# File times advance in steps of a tick (10 ms at most): within one, a second write leaves them as they are.
+_TICKS_NS = 20_000_000
 
 Identity = tuple[int, ...]
 
 
 @dataclass
 class _Known:
-    """What the other side holds of one path."""
+    """What the other side holds of one path. ``settled``: an equal identity means equal content."""
 
     identity: Identity
+    settled: bool = True
     blocks: list[bytes] = field(default_factory=list)
 
 
@@ -85,19 +89,25 @@ class LayerSender:
         self._known: dict[str, _Known] = {}
         self._compressor = zstandard.ZstdCompressor(level=1)
 
-    def send_pass(self, peer: Peer) -> int:
-        """Send what changed since the last pass; returns bytes put on the wire. The other side answers nothing until ``layer-end``."""
+    def send_pass(self, peer: Peer, again: Collection[str] = ()) -> int:
+        """Send what changed since the last pass; returns bytes put on the wire. The other side answers nothing until ``layer-end``.
+
+        ``again``: files whose content is compared even if nothing about them seems to have changed.
+        """
         before = peer.bytes_out
-        seen: set[str] = set()
+        entries = list(walk(self._root))
         links: dict[int, str] = {}
-        batch: list[dict[str, Any]] = []
         content = bytearray()
-        for name, status in walk(self._root):
-            seen.add(name)
+        # Removals first: a name may have been a folder and be something else now.
+        gone = sorted(self._known.keys() - {name for name, _ in entries}, reverse=True)
+        batch: list[dict[str, Any]] = [{"remove": gone}] if gone else []
+        for name in gone:
+            del self._known[name]
+        for name, status in entries:
             first = links.setdefault(status.st_ino, name) if status.st_nlink > 1 and stat.S_ISREG(status.st_mode) else name
             identity = _identity(status)
             known = self._known.get(name)
-            if known and known.identity == identity:
+            if known and known.settled and known.identity == identity and name not in again:
                 continue
             entry = self._entry(name, status, first, known, content)
             if entry is None:
@@ -105,11 +115,6 @@ class LayerSender:
             batch.append(entry)
             if len(content) >= _BATCH:
                 self._flush(peer, batch, content)
-        gone = sorted(set(self._known) - seen, reverse=True)
-        for name in gone:
-            del self._known[name]
-        if gone:
-            batch.insert(0, {"remove": gone})
         if batch:
             self._flush(peer, batch, content)
         peer.send("layer-end")
@@ -126,7 +131,7 @@ class LayerSender:
             "name": name, "mode": status.st_mode, "uid": status.st_uid, "gid": status.st_gid, "mtime": status.st_mtime_ns,
             "atime": status.st_atime_ns,
         }  # fmt: skip
-        fresh = _Known(_identity(status))
+        fresh = _Known(_identity(status), settled=time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _TICKS_NS)
         try:
             entry["xattrs"] = _xattrs(path)
             if stat.S_ISLNK(status.st_mode):
@@ -238,7 +243,12 @@ class LayerReceiver:
 
     def _metadata(self, path: Path, entry: dict[str, Any], mode: int, kind: int) -> None:
         os.chown(path, int(entry["uid"]), int(entry["gid"]), follow_symlinks=False)
-        for name, value in entry.get("xattrs", {}).items():
+        attributes = entry.get("xattrs", {})
+        for name in os.listxattr(path, follow_symlinks=False):
+            if name not in attributes:
+                with contextlib.suppress(OSError):
+                    os.removexattr(path, name, follow_symlinks=False)
+        for name, value in attributes.items():
             with contextlib.suppress(OSError):  # a kind this node may not set; the overlay's own are trusted.* or user.*
                 os.setxattr(path, name, bytes.fromhex(value), follow_symlinks=False)
         times = (int(entry["atime"]), int(entry["mtime"]))

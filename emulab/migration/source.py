@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from emulab.migration.destination import IMAGES, _environment
 from emulab.migration.hold import announce
 from emulab.migration.images import FolderSender, send_folder
 from emulab.migration.layer import LayerSender
+from emulab.migration.mapped import mapped_files
 from emulab.migration.model import AbortedError, Options, Report, Timeline
 from emulab.migration.pages import PAGE, PageSender
 from emulab.migration.rounds import Round, StopRule
@@ -70,6 +71,7 @@ class Departure:
         self._tracker: tracker.DirtyTracker | None = None
         self._dump: _FinalDump | None = None
         self._chain: list[Path] = []
+        self._mapped: Collection[str] = ()
         self._frozen = False
         self._done = False
 
@@ -119,8 +121,8 @@ class Departure:
         self.report.layer_bytes += self._layer_pass()
         self.report.phases["layer"] = self._timeline.mark("migration.layer", "end", bytes=self.report.layer_bytes) - started
 
-    def _layer_pass(self) -> int:
-        sent = self._layer.send_pass(self.peer)
+    def _layer_pass(self, again: Collection[str] = ()) -> int:
+        sent = self._layer.send_pass(self.peer, again)
         self.peer.expect_ok(120)
         return sent
 
@@ -210,6 +212,7 @@ class Departure:
     def _freeze(self) -> None:
         """Stop every task at a moment at which none is a zombie and no connection is without an owner, and steer its frames away."""
         self.report.layer_bytes += self._layer_pass()
+        self._mapped = mapped_files(self.guest.cgroup.pids())  # a file mapped later than this pass shows it by its time
         if self._tracker:
             self.guest.cgroup.lift_quota()
             self._tracker.arm(self.guest.cgroup.pids())
@@ -287,7 +290,7 @@ class Departure:
         self._timeline.mark("migration.transfer", "begin", at=dumped)
         stream.finish()
         self.peer.expect_ok(self._left())
-        layer_bytes = self._layer_pass()
+        layer_bytes = self._layer_pass(self._mapped)
         self.report.layer_bytes += layer_bytes
         sent = self._timeline.mark("migration.transfer", "end", bytes=self.peer.bytes_out - before)
         self.report.phases["transfer"] = sent - dumped

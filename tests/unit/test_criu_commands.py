@@ -60,7 +60,8 @@ def test_the_final_dump_asks_the_hook_and_has_a_limit():
     call = dump()
     assert call.argv == (
         "criu", "dump", "-t", "77", "-D", "/run/emulab/out-web-1/final", "-o", "dump.log", "-v2", "--track-mem",
-        "--prev-images-dir", "../2", *SHARED, "--freeze-cgroup", FREEZER, "--root", ROOT, "--action-script", "/usr/local/lib/emulab/hook", "--timeout", "30",
+        "--prev-images-dir", "../2", *SHARED, "--freeze-cgroup", FREEZER, "--root", ROOT,
+        "--action-script", "/usr/local/lib/emulab/hook", "--timeout", "30",
     )  # fmt: skip
     assert call.env["EMULAB_HOOK_SOCKET"] == "/run/h.sock"
 

@@ -1,0 +1,347 @@
+"""The writable layer: pass after pass, the folder at the destination becomes the one at the source. What needs root: tests/node."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emulab.errors import EmulabError
+from emulab.migration.layer import BLOCK, LayerReceiver, LayerSender, safe_path
+from emulab.migration.mapped import shared_writable
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from wire import Wire
+
+
+class Ends:
+    """Both folders of one migration."""
+
+    def __init__(self, base):
+        self.there, self.here = base / "there", base / "here"
+        for folder in (self.there, self.here):
+            folder.mkdir()
+        self.sender, self.receiver = LayerSender(self.there), LayerReceiver(self.here)
+        self.last = Wire()
+
+    def move(self, **options):
+        """One pass; returns how many blocks of files it carried."""
+        self.last = Wire()
+        self.sender.send_pass(self.last, **options)
+        assert self.last.deliver(self.receiver) is True
+        return sum(len(entry.get("blocks", ())) for entry in self.entries)
+
+    @property
+    def entries(self):
+        return [entry for message in self.last.sent if message.kind == "layer" for entry in message.fields["entries"]]
+
+    def same(self):
+        assert snapshot(self.here) == snapshot(self.there)
+
+
+def snapshot(root):
+    """Everything about a tree that a program in the guest can see."""
+    found = {}
+    inodes = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        status = path.lstat()
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        first = inodes.setdefault(status.st_ino, name)
+        found[name] = (status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, content, first)
+    return found
+
+
+@pytest.fixture
+def ends(tmp_path):
+    return Ends(tmp_path)
+
+
+def test_a_tree_arrives_with_contents_modes_and_times(ends):
+    (ends.there / "var/log").mkdir(parents=True)
+    (ends.there / "var/log/a").write_bytes(b"a")
+    (ends.there / "var/empty").write_bytes(b"")
+    (ends.there / "var/big").write_bytes(os.urandom(3 * BLOCK + 17))
+    (ends.there / "var/log/a").chmod(0o4750)
+    (ends.there / "var").chmod(0o1777)
+    os.utime(ends.there / "var/log/a", ns=(1_000_000_007, 1_234_567_891_234_567_891))
+    os.utime(ends.there / "var/log", ns=(5, 1_111_111_111_111_111_111))
+    ends.move()
+    ends.same()
+
+
+def test_links_arrive_as_links(ends):
+    (ends.there / "file").write_text("x")
+    os.link(ends.there / "file", ends.there / "hard")
+    (ends.there / "soft").symlink_to("file")
+    (ends.there / "dangling").symlink_to("/nowhere/at/all")
+    ends.move()
+    ends.same()
+    assert (ends.here / "hard").stat().st_ino == (ends.here / "file").stat().st_ino
+
+
+def test_fifos_keep_their_place(ends):
+    os.mkfifo(ends.there / "pipe", 0o622)
+    ends.move()
+    ends.same()
+
+
+def test_a_pass_without_changes_carries_nothing(ends):
+    (ends.there / "a").write_bytes(os.urandom(BLOCK))
+    ends.move()
+    assert ends.move() == 0
+    assert [entry for entry in ends.entries if entry.get("blocks")] == []
+    ends.same()
+
+
+def test_only_changed_blocks_of_a_file_are_sent(ends):
+    path = ends.there / "database"
+    path.write_bytes(os.urandom(8 * BLOCK))
+    assert ends.move() == 8
+    inode = (ends.here / "database").stat().st_ino
+    with path.open("r+b") as file:
+        file.seek(3 * BLOCK + 100)
+        file.write(b"changed")
+    assert ends.move() == 1
+    ends.same()
+    assert (ends.here / "database").stat().st_ino == inode
+
+
+def test_growing_sends_the_tail_and_shrinking_nothing_but_the_size(ends):
+    path = ends.there / "log"
+    path.write_bytes(os.urandom(4 * BLOCK))
+    ends.move()
+    with path.open("ab") as file:
+        file.write(b"more")
+    assert ends.move() == 1
+    ends.same()
+    os.truncate(path, BLOCK)
+    assert ends.move() == 0
+    ends.same()
+
+
+def test_what_is_deleted_goes(ends):
+    (ends.there / "d/e").mkdir(parents=True)
+    (ends.there / "d/e/f").write_text("x")
+    (ends.there / "keep").write_text("x")
+    ends.move()
+    (ends.there / "d/e/f").unlink()
+    (ends.there / "d/e").rmdir()
+    (ends.there / "d").rmdir()
+    ends.move()
+    ends.same()
+
+
+def test_a_replaced_file_is_another_file_at_the_destination_too(ends):
+    path = ends.there / "config"
+    path.write_bytes(b"old" * BLOCK)
+    ends.move()
+    with (ends.here / "config").open("rb") as held:
+        fresh = ends.there / "config.new"
+        fresh.write_bytes(b"old" * (BLOCK - 1) + b"new")
+        fresh.replace(path)
+        ends.move()
+        ends.same()
+        assert held.read() == b"old" * BLOCK  # whoever has the old one open keeps the old one
+
+
+def test_changes_of_mode_and_time_alone_carry_no_content(ends):
+    path = ends.there / "a"
+    path.write_bytes(os.urandom(BLOCK))
+    ends.move()
+    path.chmod(0o600)
+    os.utime(path, ns=(7, 7))
+    assert ends.move() == 0
+    ends.same()
+
+
+@pytest.mark.parametrize("before", ["file", "folder", "link", "fifo"])
+@pytest.mark.parametrize("after", ["file", "folder", "link", "fifo"])
+def test_one_kind_of_entry_may_become_another(ends, before, after):
+    make(ends.there / "x", before)
+    ends.move()
+    remove(ends.there / "x")
+    make(ends.there / "x", after)
+    ends.move()
+    ends.same()
+
+
+def test_a_folder_that_becomes_a_file_goes_before_much_else_is_sent(ends):
+    """Removals must come first however large the pass is."""
+    make(ends.there / "a", "folder")
+    ends.move()
+    remove(ends.there / "a")
+    (ends.there / "a").symlink_to("elsewhere")
+    (ends.there / "big").write_bytes(os.urandom(6 * 1024 * 1024))
+    ends.move()
+    ends.same()
+
+
+def test_a_hard_link_made_later_and_one_taken_apart(ends):
+    (ends.there / "a").write_text("x")
+    ends.move()
+    os.link(ends.there / "a", ends.there / "b")
+    ends.move()
+    ends.same()
+    (ends.there / "a").unlink()
+    (ends.there / "b").write_text("y")
+    ends.move()
+    ends.same()
+    (ends.there / "a").write_text("z")
+    ends.move()
+    ends.same()
+
+
+def test_user_attributes_arrive_and_go(ends):
+    path = ends.there / "a"
+    path.write_text("x")
+    try:
+        os.setxattr(path, "user.one", b"\0\1")
+    except OSError:
+        pytest.skip("this file system has no user attributes")
+    ends.move()
+    assert os.getxattr(ends.here / "a", "user.one") == b"\0\1"
+    os.removexattr(path, "user.one")
+    os.setxattr(path, "user.two", b"2")
+    ends.move()
+    assert os.listxattr(ends.here / "a") == ["user.two"]
+
+
+def test_stores_through_a_mapping_are_found_by_looking_again(ends):
+    """Such a store changes a file's content, but its times only now and then."""
+    path = ends.there / "mapped"
+    path.write_bytes(bytes(4 * BLOCK))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping[2 * BLOCK] = 1
+        time.sleep(0.05)
+        ends.move()
+        mapping[2 * BLOCK] = 2
+        assert str(path) in shared_writable(Path("/proc/self/maps").read_text())
+        assert ends.move(again={"mapped"}) == 1
+    ends.same()
+
+
+def test_a_file_written_just_before_a_pass_is_looked_at_again_in_the_next(ends):
+    """Its time may not tell a write of the same moment that came after the pass."""
+    (ends.there / "a").write_bytes(b"x")
+    ends.move()
+    ends.move()
+    assert [entry["name"] for entry in ends.entries] == ["a"]
+    time.sleep(0.05)
+    ends.move()
+    ends.move()
+    assert ends.entries == []
+
+
+def test_only_shared_writable_files_count_as_mapped():
+    maps = """\
+7f0000000000-7f0000001000 rw-s 00000000 fe:00 1234                       /var/lib/mysql/tc.log
+7f0000002000-7f0000003000 r--s 00000000 fe:00 1235                       /usr/lib/locale/C.utf8/x
+7f0000004000-7f0000005000 rw-p 00000000 fe:00 1236                       /usr/lib/libc.so.6
+7f0000006000-7f0000007000 rw-s 00000000 00:01 1024                       /dev/zero (deleted)
+7f0000008000-7f0000009000 rw-p 00000000 00:00 0                          [heap]
+7f000000a000-7f000000b000 rw-s 00000000 fe:00 1237                       /var/a name with spaces
+"""
+    assert shared_writable(maps) == {"/var/lib/mysql/tc.log", "/dev/zero", "/var/a name with spaces"}
+
+
+def test_many_files_arrive_in_several_messages(ends):
+    for number in range(40):
+        (ends.there / str(number)).write_bytes(os.urandom(200_000))
+    ends.move()
+    assert len([message for message in ends.last.sent if message.kind == "layer"]) > 1
+    ends.same()
+
+
+KINDS = ("file", "folder", "link", "fifo")
+
+
+def make(path, kind, content=b"x"):
+    if kind == "file":
+        path.write_bytes(content)
+    elif kind == "folder":
+        path.mkdir()
+        (path / "inside").write_bytes(content)
+    elif kind == "link":
+        path.symlink_to("target")
+    else:
+        os.mkfifo(path)
+
+
+def remove(path):
+    if path.is_dir() and not path.is_symlink():
+        for child in path.iterdir():
+            remove(child)
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+
+
+STEPS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from((*KINDS, "gone", "append")), st.binary(max_size=40)), max_size=6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(STEPS, min_size=1, max_size=4))
+def test_after_any_history_both_folders_are_the_same(tmp_path_factory, rounds):
+    ends = Ends(tmp_path_factory.mktemp("layer"))
+    for steps in rounds:
+        for name, action, content in steps:
+            path = ends.there / name
+            if action == "append":
+                if path.is_file() and not path.is_symlink():
+                    with path.open("ab") as file:
+                        file.write(content)
+                continue
+            remove(path)
+            if action != "gone":
+                make(path, action, content)
+        ends.move()
+        ends.same()
+
+
+# -- what a receiver refuses ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "..", "../x", "a/../../x", "a/..", "a\0b"])
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+    with pytest.raises(EmulabError, match="refused"):
+        safe_path(tmp_path, name)
+
+
+def test_a_name_below_a_symbolic_link_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to("/etc")
+    with pytest.raises(EmulabError, match="symbolic link"):
+        safe_path(tmp_path, "link/passwd")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"remove": ["../outside"]},
+        {"name": "../outside", "mode": 0o100644, "uid": 0, "gid": 0, "mtime": 0, "atime": 0, "size": 0, "blocks": [], "replace": True},
+        {"name": "inside", "mode": 0o100644, "link": "../outside"},
+    ],
+)
+def test_no_kind_of_entry_reaches_outside(tmp_path, entry):
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (tmp_path / "here").mkdir()
+    wire = Wire()
+    wire.send("layer", b"", entries=[entry], size=0)
+    with pytest.raises(EmulabError, match="refused"):
+        wire.deliver(LayerReceiver(tmp_path / "here"))
+    assert outside.read_text() == "mine"
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_other_messages_in_a_pass_are_refused(tmp_path):
+    wire = Wire()
+    wire.send("pages")
+    with pytest.raises(EmulabError, match="in the middle of a layer pass"):
+        wire.deliver(LayerReceiver(tmp_path))
