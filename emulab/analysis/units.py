@@ -70,8 +70,9 @@ def significant(value: float, digits: int = 3) -> str:
     """That many significant digits, never an exponent."""
     if value == 0 or not math.isfinite(value):
         return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{decimals}f}"
+    rounded = float(f"{value:.{digits - 1}e}")  # first: 0.9999 is 1.00, not 1.000
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:.{decimals}f}"
 
 
 def plural(n: int, noun: str) -> str:

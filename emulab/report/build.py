@@ -74,6 +74,7 @@ def render(analysis: Analysis, summary: dict[str, Any], figures: dict[str, Figur
             criu_lines=page.criu_lines(analysis.run),
             citation=paper.CITATION,
             band_legend=LEGEND,
+            worst_window=page.worst_window,
             **_surroundings(analysis.run),
         )
     )

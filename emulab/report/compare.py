@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,13 @@ from emulab.analysis import RunError, load_run, summarise, units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+
+    from emulab.analysis import Run
+
+# Destinations rotate and guests start elsewhere from one repetition to the next; texts change nothing.
+_VARIES = re.compile(r"seed|description|migrations\.\d+\.to|guests\..*\.(host|address)")
 
 Summary = dict[str, Any]
 Comparison = dict[str, Any]
@@ -91,10 +99,11 @@ def figures(summaries: Sequence[Summary]) -> list[Figure]:
     return [*fixed, *worst]
 
 
-def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
+def compare_runs(run_dirs: Sequence[str | Path], *, each: bool = False) -> Comparison:
     """Compare run folders.
 
-    Runs of one scenario with the same users, steady state, profile and strategy form a group: repetitions, whatever their seed.
+    Runs of one scenario by one commit are repetitions and form a group, whatever their seeds and destinations; ``each`` keeps every run
+    apart.
 
     Returns ``{"groups": [{label, runs}], "figures": [{key, label, unit, better, values}]}`` where ``values`` has one entry per group:
     ``{"median", "min", "max", "n"}``, or None where no run of the group has that figure.
@@ -103,22 +112,21 @@ def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
     """
     if not run_dirs:
         raise RunError("no runs to compare", hint="Give two or more folders below runs/.")
-    groups: dict[str, list[tuple[Path, Summary]]] = {}
-    for run_dir in run_dirs:
-        path = Path(run_dir)
-        run = load_run(path)
-        groups.setdefault(_label(run.scenario, run.users), []).append((path, summarise(run)))
-    everything = [summary for group in groups.values() for _, summary in group]
+    members: dict[str, list[tuple[Path, Run, Summary]]] = {}
+    for n, run_dir in enumerate(run_dirs):
+        run = load_run(run_dir)
+        key = str(n) if each else json.dumps(_configuration(run), sort_keys=True, default=str)
+        members.setdefault(key, []).append((Path(run_dir), run, summarise(run)))
+    groups = list(members.values())
+    everything = [summary for group in groups for _, _, summary in group]
+    labels = _labels([group[0][1] for group in groups], each=each)
     return {
         "groups": [
             {
                 "label": label,
-                "runs": [
-                    {"path": str(path), "id": summary["run_id"], "status": summary["status"], "seed": summary["seed"]}
-                    for path, summary in group
-                ],
+                "runs": [{"path": str(path), "id": one["run_id"], "status": one["status"], "seed": one["seed"]} for path, _, one in group],
             }
-            for label, group in groups.items()
+            for label, group in zip(labels, groups, strict=True)
         ],
         "figures": [
             {
@@ -126,25 +134,52 @@ def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
                 "label": figure.label,
                 "unit": figure.unit,
                 "better": figure.better,
-                "values": [_range([figure.value(summary) for _, summary in group]) for group in groups.values()],
+                "values": [_range([figure.value(summary) for _, _, summary in group]) for group in groups],
             }
             for figure in figures(everything)
         ],
     }
 
 
-def _label(scenario: dict[str, Any], users: int) -> str:
-    load, workload = scenario.get("load") or {}, scenario.get("workload") or {}
-    moves = scenario.get("migrations") or []
+def _configuration(run: Run) -> dict[str, str]:
+    """What makes a run comparable as a repetition, flat: the scenario without what differs between repetitions, and the commit."""
+    flat: dict[str, str] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                add(f"{name}.{key}" if name else str(key), item)
+        elif isinstance(value, list):
+            for n, item in enumerate(value):
+                add(f"{name}.{n}", item)
+        elif not _VARIES.fullmatch(name):
+            flat[name] = str(value)
+
+    add("", run.scenario)
+    git = run.manifest.get("git") or {}
+    flat["commit"] = f"{str(git.get('commit') or 'unknown')[:8]}{'+' if git.get('dirty') else ''}"
+    return flat
+
+
+def _labels(runs: Sequence[Run], *, each: bool) -> list[str]:
+    """Short names of groups. Those that read the same are told apart by what differs in their configurations."""
+    labels = [_label(run) for run in runs]
+    configurations = [_configuration(run) for run in runs]
+    named = []
+    for label, run, configuration in zip(labels, runs, configurations, strict=True):
+        rivals = [other for name, other in zip(labels, configurations, strict=True) if name == label]
+        differing = [key for key in configuration if any(other.get(key) != configuration[key] for other in rivals)]
+        parts = [label, *(f"{key.rpartition('.')[2]} {configuration[key]}" for key in differing)]
+        named.append(" · ".join([*parts, str(run.manifest.get("id") or run.path.name)] if each else parts))
+    return named
+
+
+def _label(run: Run) -> str:
+    load = run.section("load")
+    moves = run.scenario.get("migrations") or []
     strategies = ", ".join(dict.fromkeys(str(move.get("strategy", "pre-copy")) for move in moves))
-    parts = [
-        str(scenario.get("name", "unnamed")),
-        units.plural(users, "user"),
-        f"{load.get('steady', '?')} steady",
-        str(workload.get("profile", "")),
-    ]
-    parts.append(f"{units.plural(len(moves), 'migration')} ({strategies})" if moves else "no migration")
-    return " · ".join(part for part in parts if part)
+    parts = [str(run.scenario.get("name", "unnamed")), units.plural(run.users, "user"), f"{load.get('steady', '?')} steady"]
+    return " · ".join([*parts, f"{units.plural(len(moves), 'migration')} ({strategies})" if moves else "no migration"])
 
 
 def _range(values: Sequence[float | None]) -> dict[str, float | int] | None:
@@ -178,6 +213,11 @@ def change(first: dict[str, Any] | None, other: dict[str, Any] | None) -> float 
     if first is None or other is None or first["median"] == 0:
         return None
     return float(other["median"] / first["median"])
+
+
+def print_comparison(run_dirs: Sequence[str | Path], console: Console, *, each: bool = False) -> None:
+    """Compare run folders on a terminal."""
+    console.print(comparison_table(compare_runs(run_dirs, each=each)))
 
 
 def comparison_table(comparison: Comparison) -> Table:

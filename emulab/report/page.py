@@ -143,6 +143,13 @@ def facts(migration: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def worst_window(window: dict[str, Any]) -> str:
+    """Where the worst window of an operation is, and how many operations it holds."""
+    if window["worst_window_start_s"] is None:
+        return ""
+    return f"window from {window['worst_window_start_s']:.1f} s, {units.plural(window['samples'], 'operation')}"
+
+
 def paper_rows(summary: Summary) -> list[dict[str, Any]]:
     return [
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-HINT = "install it with `make doctor FIX=1 DEV=1` (`make test` does so by itself)"
+HINT = "`make doctor FIX=1 DEV=1` or `make test` installs it"
 
 
 def _program(*names: str) -> str:
@@ -77,6 +78,4 @@ def screenshot(chrome: webdriver.Chrome, path: Path) -> None:
     size = chrome.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
     clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
     shot = chrome.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
-    import base64
-
     path.write_bytes(base64.b64decode(shot["data"]))

@@ -17,7 +17,10 @@
     const style = getComputedStyle(root);
     return Promise.all(Object.entries(specs).map(([key, spec]) => {
       const place = document.getElementById("figure-" + key);
-      return place && Plotly.react(place, paint(spec.data, style), { ...paint(spec.layout, style), uirevision: "keep" }, config);
+      if (!place) return null;
+      const layout = paint(spec.layout, style);
+      if (place.layout && spec.linked) layout.xaxis.range = [...place.layout.xaxis.range]; // a change of theme keeps the zoom
+      return Plotly.react(place, paint(spec.data, style), { ...layout, uirevision: "keep" }, config);
     }));
   }
 
