@@ -7,6 +7,7 @@ locustfile runs under plain Locust, with the default configuration and no record
 EMULAB_LOAD_CONFIG     JSON file, see ``emulab.load.config``
 EMULAB_LOAD_OUT        folder for record files
 EMULAB_LOAD_WORKER     number of this worker, from 0
+EMULAB_LOAD_WORKERS    how many there are
 EMULAB_LOAD_SCHEDULED  1: wait for the master's timetable; otherwise users begin as they are spawned
 =====================  ==========================================
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import gc
 import os
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
@@ -90,15 +92,17 @@ def user_class(name: str, factory: Factory) -> type[VirtualUser]:
     @locust.events.init.add_listener  # type: ignore[untyped-decorator]
     def on_init(environment: Environment, **_: Any) -> None:
         if environment.runner is not None and not isinstance(environment.runner, MasterRunner):
-            made.driver = _start(environment, given or _defaults(environment), factory)
+            made.driver = _start(environment, given or _at_host(configuration.LoadConfig(), environment), factory)
 
     return made
 
 
-def _defaults(environment: Environment) -> LoadConfig:
-    """The configuration of a plain ``locust -f locustfile.py --host http://NAME:PORT``."""
-    at = urlsplit(environment.host or "http://127.0.0.1:80")
-    return configuration.parse({"target": {"host": at.hostname or "127.0.0.1", "port": at.port or 80}})
+def _at_host(config: LoadConfig, environment: Environment) -> LoadConfig:
+    """The configuration with the host that was chosen in Locust's web page or with ``--host``, if one was."""
+    at = urlsplit(environment.host or "")
+    if not at.hostname:
+        return config
+    return replace(config, target=configuration.Target(at.hostname, at.port or 80))
 
 
 def _start(environment: Environment, config: LoadConfig, factory: Factory) -> Driver:
@@ -128,6 +132,7 @@ def _start(environment: Environment, config: LoadConfig, factory: Factory) -> Dr
     def on_test_start(**_: Any) -> None:
         nonlocal runs
         runs += 1
+        driver.config = _at_host(driver.config, environment)
         driver.open(runs, int(os.environ.get("EMULAB_LOAD_WORKERS", "1")))
 
     def every_second() -> None:

@@ -304,6 +304,21 @@ def test_the_web_page_starts_and_stops_users(site, generate):
     assert gone(children)
 
 
+def test_the_host_chosen_in_the_web_page_gets_the_load(site, generate):
+    port = free_port()
+    run = generate("--ui", "--port", str(port), drivers=1)
+    run.until("load.ui")
+    page = f"http://127.0.0.1:{port}"
+    with serve() as other:
+        choice = {"user_count": 3, "spawn_rate": 10, "host": f"http://127.0.0.1:{other.port}"}
+        assert json.loads(ask(page + "/swarm", choice))["success"]
+        stats_when(page, lambda stats: any(row["name"] == "HomePage" for row in stats["stats"]))
+        assert other.requests
+        assert not site.requests
+        run.process.terminate()
+        assert run.end()[0] == 0
+
+
 def test_a_port_in_use_is_told(generate):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         run = generate("--ui", "--port", str(taken.getsockname()[1]))
