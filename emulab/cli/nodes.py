@@ -24,13 +24,16 @@ def up(rate: Annotated[str, typer.Option(help="Line rate of every link, with uni
 
 
 def parse_rate(text: str) -> int:
-    """Raises UsageError for a rate without unit or above reason."""
+    """Raises UsageError for a rate without unit, or none at all."""
     from emulab.scenario.units import parse_rate as parse
 
     try:
-        return parse(text)
+        bit_s = parse(text)
     except ValueError as error:
         raise UsageError(f"rate {text!r}: {error}", hint="for example 1gbit or 100mbit") from error
+    if bit_s <= 0:
+        raise UsageError(f"rate {text!r}: a link needs more than that", hint="for example 1gbit or 100mbit")
+    return bit_s
 
 
 def down() -> None:
@@ -84,15 +87,17 @@ def link_set(
     rate: Annotated[str, typer.Argument(help="Line rate with unit, such as 100mbit.")],
 ) -> None:
     """Change a node's link while traffic runs."""
-    state = Testbed().call(node, "link.set", rate_bit_s=parse_rate(rate))
+    bit_s = parse_rate(rate)
+    state = Testbed().call(node, "link.set", rate_bit_s=bit_s)
     out.print(f"{node}: {state['up']['line_rate_bit_s'] / 1e6:.1f} Mbit/s each way")
 
 
 @link_app.command("measure")
 def link_measure(rate: Annotated[str, typer.Option(help="Line rate that is expected.")] = "1gbit") -> None:
     """Measure every node's link each way."""
+    bit_s = parse_rate(rate)
     with Steps() as progress:
-        record = Testbed().calibrate(parse_rate(rate), progress.say)
+        record = Testbed().calibrate(bit_s, progress.say)
     table = Table("node", "up", "down", "round trip idle", "under load", box=None)
     for node, link in record["nodes"].items():
         rtts = [f"{link[key] * 1000:.2f} ms" if link[key] is not None else "-" for key in ("rtt_idle_s", "rtt_loaded_s")]

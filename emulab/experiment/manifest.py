@@ -99,7 +99,15 @@ def testbed_facts(testbed: Testbed, links: dict[str, Any], images: dict[str, str
     }
 
 
+_MAKE = ("users", "steady", "seed")
+
+
 def repeat_command(scenario: str, overrides: dict[str, str | None]) -> str:
-    """The ``make`` command that repeats a run."""
-    given = {"SCENARIO": scenario, **{key.upper(): value for key, value in overrides.items() if value is not None}}
-    return " ".join(("make experiment", *(f"{key}={shlex.quote(value)}" for key, value in given.items())))
+    """The shell command that repeats a run: ``make`` where it has a variable for all that was changed."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if set(given) <= set(_MAKE):
+        variables = {"SCENARIO": scenario, **{key.upper(): value for key, value in given.items()}}
+        return " ".join(("make experiment", *(f"{key}={shlex.quote(value)}" for key, value in variables.items())))
+    options = [("--scenario", scenario)]
+    options += [(f"--{key}", value) if key in _MAKE else ("--set", f"{key}={value}") for key, value in given.items()]
+    return shlex.join((".venv/bin/emulab", "experiment", *(word for option in options for word in option)))
