@@ -32,6 +32,8 @@ OnEvent = Callable[[dict[str, Any]], None]
 class Testbed:
     """The nodes of one project. ``up`` brings them up or finds them up."""
 
+    __test__ = False  # not a test case, whatever its name says to pytest
+
     def __init__(self, settings: Settings | None = None, project: Project | None = None) -> None:
         self.settings = settings or Settings.from_env()
         self.project = project or Project(self.settings)
