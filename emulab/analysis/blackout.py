@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 STEPS = ("freeze", "dump", "transfer", "restore", "resume")
 OTHER = "other"
-NEGLIGIBLE_S = 0.0005
+NEGLIGIBLE = 0.01  # of the blackout
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,15 @@ def _from_phases(migration: Migration) -> list[Step]:
 
 
 def _fill(found: list[Step], blackout_s: float) -> list[Step]:
-    """Insert ``other`` where nothing is covered for at least half a millisecond."""
+    """Insert ``other`` where nothing is covered for more than 1 % of the blackout."""
     result: list[Step] = []
+    negligible = NEGLIGIBLE * blackout_s
     at = 0.0
     for step in found:
-        if step.start_s - at > NEGLIGIBLE_S:
+        if step.start_s - at > negligible:
             result.append(Step(OTHER, at, step.start_s - at))
         result.append(step)
         at = max(at, step.start_s + step.length_s)
-    if blackout_s - at > NEGLIGIBLE_S:
+    if blackout_s - at > negligible:
         result.append(Step(OTHER, at, blackout_s - at))
     return result

@@ -64,6 +64,9 @@ def render(figure: Figure) -> Spec:
         _axes(figure, panel, i, layout, margin)
         for series in panel.series:
             trace = _trace(series, panel, figure, i, webgl=points > WEBGL_FROM)
+            if series.kind == "points" and trace["showlegend"]:
+                data.append(_key(trace))
+                trace["showlegend"] = False
             data += [_casing(trace), trace] if series.casing else [trace]
         _panel_notes(panel, i, layout, beside=beside)
     _bands(figure, layout, shift=20 if titled else 3)
@@ -173,7 +176,9 @@ def _trace(series: Series, panel: Panel, figure: Figure, i: int, *, webgl: bool)
         if series.kind == "step":
             line["shape"] = "hv"
         filled = {"fill": "tozeroy", "fillcolor": f"var(--fill-{series.color})"} if series.fill else {}
-        return trace | {"type": "scatter", "mode": "lines", "line": line, "connectgaps": False} | filled
+        # Plotly paints WebGL above SVG: lines among such points must be WebGL too.
+        kind = "scattergl" if webgl and panel.series[0].kind == "points" else "scatter"
+        return trace | {"type": kind, "mode": "lines", "line": line, "connectgaps": False} | filled
     if series.kind == "bars":
         return trace | {"type": "bar", "marker": {"color": color, "line": {"width": 0}}}
     assert series.base is not None
@@ -189,6 +194,18 @@ def _trace(series: Series, panel: Panel, figure: Figure, i: int, *, webgl: bool)
         "cliponaxis": False,
         "hovertemplate": "<b>%{text}</b>, begins at %{base:.3f} s<extra>%{y}</extra>",
         "width": 0.62,
+    }
+
+
+def _key(trace: Spec) -> Spec:
+    """A legend entry in full colour for faint points; a click on it hides them, as both are of one legend group."""
+    return {
+        **trace,
+        "type": "scatter",
+        "x": [None],
+        "y": [None],
+        "marker": {**trace["marker"], "opacity": 1, "size": 8},
+        "hoverinfo": "skip",
     }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WRITES = ("AddPerson", "AddEvent")
 ZOOM_S = 10.0
+_CROWDED = 12_000  # points: smaller and fainter ones from there
 _PERCENTS = (50, 90, 99)
 
 
@@ -36,12 +37,14 @@ def over_time(analysis: Analysis) -> Figure | None:
     good = (table["outcome"] == "ok").to_numpy()
     response = table["response_s"].to_numpy(float)
     first, last = float(start.min()), float(start.max())
-    width = float(np.clip(110 * (last - first) / max(1, len(table)), 2.0, 30.0))
+    # Enough operations for a 99th percentile, and no more wiggles than a screen can show.
+    width = float(np.clip(110 * (last - first) / len(table), max(2.0, (last - first) / 200), 30.0))
     grid = np.arange(first, last, max(0.25, width / 8))
     lines = rolling(start[good], response[good], grid, width, *_PERCENTS)
     low = 10.0 ** math.floor(math.log10(max(1e-4, float(np.quantile(response, 0.002)))))
     y_range = (low, max(10 * low, float(response.max()) * 1.4))
-    series = _points(drawn, zero, opacity=0.42)
+    crowded = len(drawn) > _CROWDED
+    series = _points(drawn, zero, opacity=0.2 if crowded else 0.42, size=3.2 if crowded else 4.5)
     labels = []
     for percent, line in zip(_PERCENTS, lines, strict=True):
         key = f"p{percent}"

@@ -23,7 +23,7 @@ _GUEST_COLORS = ("web", "db", "op-PersonDetail", "op-EventDetail")
 
 
 def use(analysis: Analysis) -> Figure | None:
-    """Three panels. Guests by name, wherever they run; nodes that take part in a migration, and the head. None without samples."""
+    """CPU, memory, links. Guests by name, wherever they run; nodes that take part in a migration, and the head. None without samples."""
     rates = analysis.rates
     if rates.empty:
         return None
@@ -33,7 +33,10 @@ def use(analysis: Analysis) -> Figure | None:
     sources = list(dict.fromkeys(migration.source for migration in run.migrations))
     destinations = list(dict.fromkeys(migration.destination for migration in run.migrations))
     colors = dict(zip(guests, _GUEST_COLORS * 3, strict=False))
-    cpu, memory, link = [], [], []
+    cpu: list[Series] = []
+    whole: list[Series] = []
+    memory: list[Series] = []
+    link: list[Series] = []
     for name in guests:
         rows = rates[(rates["kind"] == "guest") & (rates["name"] == name)]
         cpu.append(_line(rows, "cores", f"{name}", colors[name], zero, width=2.0))
@@ -43,7 +46,7 @@ def use(analysis: Analysis) -> Figure | None:
         cpu.append(_line(head, "cores", "head (load)", "head", zero))
     machine = rates[rates["kind"] == "machine"]
     if not machine.empty:
-        cpu.append(_line(machine, "cores", "whole machine", "other", zero, dash=True))
+        whole.append(_line(machine, "cores", "whole machine", "other", zero))
     for node in dict.fromkeys([*sources, *destinations]):
         rows = rates[(rates["kind"] == "node") & (rates["node"] == node)]
         color = "source" if node in sources[:1] else "destination"
@@ -61,8 +64,11 @@ def use(analysis: Analysis) -> Figure | None:
         link.append(_line(head, "rx_bit_s", "head receives", "head", zero))
     limit = run.manifest.get("links", {}).get("rate_bit_s") or run.calibration.get("asked", {}).get("rate_bit_s")
     limits = [Limit(float(limit), "link rate", "muted")] if isinstance(limit, int | float) else []
+    present = run.manifest.get("host", {}).get("cores")
+    cores = [Limit(float(present), "all cores", "muted")] if isinstance(present, int) else []
     panels = [
-        _panel("CPU in use, cores", "cores", cpu),
+        _panel("CPU in use, cores", "cores", cpu, weight=1.3),
+        _panel("CPU of the whole machine, cores", "cores", whole, cores, weight=0.6),
         _panel("Memory", "bytes", memory),
         _panel("Link", "bit/s", link, limits),
     ]
@@ -76,7 +82,7 @@ def use(analysis: Analysis) -> Figure | None:
         x_range=(float(at.min()) - 1, float(at.max()) + 1),
         bands=[*bands.ramps(run), *bands.bands(run, run.migrations, zero_s=zero)],
         marks=bands.marks(run.migrations, zero_s=zero),
-        height=720,
+        height=800,
         linked=True,
     )
 
@@ -101,11 +107,11 @@ def _broken(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.
     return np.insert(x, gaps, x[gaps - 1] + BIN_S), np.insert(y, gaps, math.nan)
 
 
-def _panel(title: str, unit: str, series: list[Series], limits: Sequence[Limit] = ()) -> Panel:
+def _panel(title: str, unit: str, series: list[Series], limits: Sequence[Limit] = (), *, weight: float = 1.0) -> Panel:
     drawn = [item for item in series if len(item.x)]
     top = nice_ceiling(max([float(np.nanmax(np.asarray(item.y, float))) for item in drawn] + [limit.y for limit in limits], default=1.0))
     labels = [Label(_last(item), item.name, item.color) for item in drawn]
-    return Panel(title, unit, drawn, (0.0, top), labels=spread(labels, (0.0, top), gap=0.085), limits=limits)
+    return Panel(title, unit, drawn, (0.0, top), labels=spread(labels, (0.0, top), gap=0.085 / weight), limits=limits, weight=weight)
 
 
 def _last(series: Series) -> float:
