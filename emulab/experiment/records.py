@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from emulab.load import records
+from emulab.load.records import read_operations, read_probes, read_requests, write_parquet
 
 ROUND_COLUMNS = (
     "migration", "n", "kind", "start_s", "duration_s", "frozen_s", "pages", "bytes", "bytes_on_wire", "layer_bytes", "predicted_blackout_s",
@@ -41,6 +41,6 @@ def write_rounds(migrations: Iterable[dict[str, Any]], target: Path) -> int:
 
 def write_load(raw: Path, target: Path) -> None:
     """Operations, requests and probes of a load run."""
-    records.write_parquet(records.read_operations(raw), target / "operations.parquet")
-    records.write_parquet(records.read_requests(raw), target / "requests.parquet")
-    records.write_parquet(records.read_probes(raw), target / "probes.parquet")
+    write_parquet(read_operations(raw), target / "operations.parquet")
+    write_parquet(read_requests(raw), target / "requests.parquet")
+    write_parquet(read_probes(raw), target / "probes.parquet")
