@@ -10,8 +10,9 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 .PHONY: help experiment test doctor up down ui report lint types test-unit bootstrap bootstrap-dev
 
-# What a scenario says is changed by USERS=100 STEADY=120 SEED=1; SCENARIO= is a shipped scenario's name or a file.
-settings = $(if $(USERS),--users '$(USERS)') $(if $(STEADY),--steady '$(STEADY)') $(if $(SEED),--seed '$(SEED)')
+# What a scenario says is changed by USERS=100 STEADY=120 SEED=1 RATE=100mbit and SET='key=value key=value';
+# SCENARIO= is a shipped scenario's name or a file.
+settings = $(if $(USERS),--users '$(USERS)') $(if $(STEADY),--steady '$(STEADY)') $(if $(SEED),--seed '$(SEED)') $(if $(RATE),--set 'rate=$(RATE)') $(foreach one,$(SET),--set '$(one)')
 scenario = $(if $(SCENARIO),--scenario '$(SCENARIO)')
 
 help: ## list the targets
