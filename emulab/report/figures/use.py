@@ -82,7 +82,7 @@ def use(analysis: Analysis) -> Figure | None:
         x_range=(float(at.min()) - 1, float(at.max()) + 1),
         bands=[*bands.ramps(run), *bands.bands(run, run.migrations, zero_s=zero)],
         marks=bands.marks(run.migrations, zero_s=zero),
-        height=800,
+        height=840,
         linked=True,
     )
 
@@ -111,7 +111,7 @@ def _panel(title: str, unit: str, series: list[Series], limits: Sequence[Limit] 
     drawn = [item for item in series if len(item.x)]
     top = nice_ceiling(max([float(np.nanmax(np.asarray(item.y, float))) for item in drawn] + [limit.y for limit in limits], default=1.0))
     labels = [Label(_last(item), item.name, item.color) for item in drawn]
-    return Panel(title, unit, drawn, (0.0, top), labels=spread(labels, (0.0, top), gap=0.085 / weight), limits=limits, weight=weight)
+    return Panel(title, unit, drawn, (0.0, top), labels=spread(labels, (0.0, top), gap=0.11 / weight), limits=limits, weight=weight)
 
 
 def _last(series: Series) -> float:
