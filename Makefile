@@ -26,8 +26,8 @@ test: bootstrap-dev ## everything that CI runs: lint, types and all tests
 	@$(MAKE) --no-print-directory lint types
 	@$(PY) pytest
 
-doctor: bootstrap ## check the machine; FIX=1 repairs it
-	@$(EMULAB) doctor $(if $(FIX),--fix)
+doctor: bootstrap ## check the machine; FIX=1 repairs it, DEV=1 includes what only tests need
+	@$(EMULAB) doctor $(if $(FIX),--fix) $(if $(DEV),--tests)
 
 up: bootstrap ## bring up the six nodes
 	@$(EMULAB) up

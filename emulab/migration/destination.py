@@ -8,7 +8,6 @@ import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from emulab import clock
 from emulab.command import Runner
@@ -18,6 +17,7 @@ from emulab.criu.log import read_deciding_line
 from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal
 from emulab.migration.channel import Incoming, Peer, PeerLostError
+from emulab.migration.dump import environment
 from emulab.migration.hold import FrameHold, announce
 from emulab.migration.images import FolderReceiver, check_file_name
 from emulab.migration.layer import LayerReceiver
@@ -224,7 +224,7 @@ class _Restore:
             join_cgroup=guest.cgroup.join_command(),
         )
         self._process = subprocess.Popen(
-            call.argv, env=_environment(call.env), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            call.argv, env=environment(call.env), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         threading.Thread(target=self._watch, name="restore", daemon=True).start()
         end = clock.now() + timeout_s
@@ -268,7 +268,3 @@ class _Restore:
             return (self._images / "restore.log").read_text(errors="replace")
         except OSError:
             return ""
-
-
-def _environment(extra: Any) -> dict[str, str]:
-    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **extra}

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,13 +15,13 @@ from typing import Any
 from emulab import clock
 from emulab.command import Runner
 from emulab.criu import commands, tracker
-from emulab.criu.hooks import HookServer
 from emulab.criu.log import read_deciding_line
 from emulab.criu.stats import read_dump_stats
 from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal
 from emulab.migration.channel import Peer, PeerError
-from emulab.migration.destination import IMAGES, _environment
+from emulab.migration.destination import IMAGES
+from emulab.migration.dump import FinalDump, is_traced, pages_in, start
 from emulab.migration.hold import announce
 from emulab.migration.images import FolderSender, send_folder
 from emulab.migration.layer import LayerSender
@@ -69,7 +67,7 @@ class Departure:
         self._layer = LayerSender(guest.rootfs.upper)
         self._peer: Peer | None = None
         self._tracker: tracker.DirtyTracker | None = None
-        self._dump: _FinalDump | None = None
+        self._dump: FinalDump | None = None
         self._chain: list[Path] = []
         self._mapped: Collection[str] = ()
         self._frozen = False
@@ -162,7 +160,7 @@ class Departure:
         self._chain.append(images)
         layer_bytes = self._layer_pass()
         ended = clock.now()
-        pages = _pages_in(images)
+        pages = pages_in(images)
         frozen_s = frozen_s or (stats.freezing_us + stats.frozen_us) / 1e6
         since = ended - (self.report.rounds[-1].start_s if self.report.rounds else started)
         predicted, transfer_s = rule.predict(frozen_s=frozen_s, tasks=len(tasks), pages=pages, link_bytes_per_s=self._rate)
@@ -193,10 +191,10 @@ class Departure:
             freezer=self.guest.cgroup.freezer_path(),
             write_protect=self._tracker.write_protect,
         )
-        process = _start(call)
+        process = start(call)
         stopped_at = resumed_at = 0.0
         while process.poll() is None:
-            traced = _traced(self.guest.pid)
+            traced = is_traced(self.guest.pid)
             if traced and not stopped_at:
                 stopped_at = clock.now()
             elif stopped_at and not traced and not resumed_at:
@@ -282,7 +280,7 @@ class Departure:
             hook_socket=str(IMAGES / f"dump-{self._key}.sock"),
             write_protect=bool(self._tracker and self._tracker.write_protect),
         )
-        self._dump = _FinalDump(call, images, IMAGES / f"dump-{self._key}.sock")
+        self._dump = FinalDump(call, images, IMAGES / f"dump-{self._key}.sock")
         stream = FolderSender(self.peer, images, self._sender)
         self._dump.wait_until_dumped(self._left(), meanwhile=stream.poll)
         dumped = self._timeline.mark("migration.dump", "end")
@@ -295,7 +293,7 @@ class Departure:
         sent = self._timeline.mark("migration.transfer", "end", bytes=self.peer.bytes_out - before)
         self.report.phases["transfer"] = sent - dumped
         self._chain.append(images)
-        pages = _pages_in(images)
+        pages = pages_in(images)
         previous = self.report.rounds[-1] if self.report.rounds else None
         self.report.rounds.append(
             Round(
@@ -445,62 +443,3 @@ class Departure:
 
 class _InDoubtError(EmulabError):
     """After the commit, and the destination cannot be asked."""
-
-
-class _FinalDump:
-    """``criu dump`` of a frozen guest, held at ``post-dump`` until the verdict: yes ends the tree, no resumes it."""
-
-    def __init__(self, call: commands.CriuCall, images: Path, socket_path: Path) -> None:
-        self._images = images
-        self._dumped = threading.Event()
-        self._decided = threading.Event()
-        self._commit = False
-        self._hooks = HookServer(socket_path)
-        self._hooks.on("post-dump", self._at_post_dump)
-        self._process = _start(call)
-
-    def _at_post_dump(self, pid: int) -> bool:
-        del pid
-        self._dumped.set()
-        self._decided.wait()
-        return self._commit
-
-    def wait_until_dumped(self, timeout_s: float, meanwhile: Callable[[], None]) -> None:
-        end = clock.now() + timeout_s
-        while not self._dumped.wait(0.005):
-            meanwhile()
-            if self._process.poll() is not None:
-                raise EmulabError(f"CRIU dump failed: {read_deciding_line(self._images / 'dump.log')}")
-            if clock.now() > end:
-                raise EmulabError(f"CRIU dump took longer than {timeout_s:.1f} s")
-
-    def verdict(self, *, commit: bool) -> None:
-        """Answer the hook and wait for CRIU to act on it. Without a hook waiting, CRIU is ended and the tree goes on."""
-        self._commit = commit
-        self._decided.set()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def close(self) -> None:
-        self._hooks.close()
-
-
-def _start(call: commands.CriuCall) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        call.argv, env=_environment(call.env), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-
-
-def _traced(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    return "TracerPid:\t0\n" not in status
-
-
-def _pages_in(images: Path) -> int:
-    return sum(path.stat().st_size for path in images.glob("pages-*.img")) // PAGE

@@ -1,0 +1,79 @@
+"""CRIU at work on the source: started as a child, watched from outside, held at its hook."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from emulab import clock
+from emulab.criu import commands
+from emulab.criu.hooks import HookServer
+from emulab.criu.log import read_deciding_line
+from emulab.errors import EmulabError
+from emulab.migration.pages import PAGE
+
+
+class FinalDump:
+    """``criu dump`` of a frozen guest, held at ``post-dump`` until the verdict: yes ends the tree, no resumes it."""
+
+    def __init__(self, call: commands.CriuCall, images: Path, socket_path: Path) -> None:
+        self._images = images
+        self._dumped = threading.Event()
+        self._decided = threading.Event()
+        self._commit = False
+        self._hooks = HookServer(socket_path)
+        self._hooks.on("post-dump", self._at_post_dump)
+        self._process = start(call)
+
+    def _at_post_dump(self, pid: int) -> bool:
+        del pid
+        self._dumped.set()
+        self._decided.wait()
+        return self._commit
+
+    def wait_until_dumped(self, timeout_s: float, meanwhile: Callable[[], None]) -> None:
+        end = clock.now() + timeout_s
+        while not self._dumped.wait(0.005):
+            meanwhile()
+            if self._process.poll() is not None:
+                raise EmulabError(f"CRIU dump failed: {read_deciding_line(self._images / 'dump.log')}")
+            if clock.now() > end:
+                raise EmulabError(f"CRIU dump took longer than {timeout_s:.1f} s")
+
+    def verdict(self, *, commit: bool) -> None:
+        """Answer the hook and wait for CRIU to act on it. Without a hook waiting, CRIU is ended and the tree goes on."""
+        self._commit = commit
+        self._decided.set()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        self._hooks.close()
+
+
+def start(call: commands.CriuCall) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        call.argv, env=environment(call.env), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def is_traced(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return "TracerPid:\t0\n" not in status
+
+
+def pages_in(images: Path) -> int:
+    return sum(path.stat().st_size for path in images.glob("pages-*.img")) // PAGE
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """A child's whole environment: nothing of the agent's own is passed on."""
+    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **extra}
