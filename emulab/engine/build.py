@@ -119,8 +119,12 @@ def build(recipe: Recipe, context: bytes, inputs: str, say: Say = quiet) -> None
         proxies = {name: os.environ[name] for name in _PROXIES if os.environ.get(name)}
         argv = build_argv(recipe, inputs, builder=context_name(), secrets=secrets, proxies=proxies)
 
+        told: set[str] = set()
+
         def on_line(line: str) -> None:
-            if step := step_of(line):
+            step = step_of(line)
+            if step and step not in told:  # BuildKit names a step again whenever another one has spoken in between
+                told.add(step)
                 say(f"{recipe.name} {step} ({elapsed(start)})")
 
         done = run_lines(argv, on_line, stdin=context, env={"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}, keep=4000)
