@@ -202,10 +202,13 @@ class Guests:
         pidfile = guest.folder / "pid"
         self._runner.try_run(("runc", "delete", "--force", spec.name))
         # runc's own standard streams become the guest's: /dev/null exists on every node, so CRIU finds it again anywhere.
-        self._runner.run(
-            ("sh", "-c", 'exec "$@" </dev/null >/dev/null 2>"$0"', str(guest.folder / "runc.log"), "runc", "create", "--no-new-keyring",
+        log = guest.folder / "runc.log"
+        created = self._runner.try_run(
+            ("sh", "-c", 'exec "$@" </dev/null >/dev/null 2>&1', "sh", "runc", "--log", str(log), "create", "--no-new-keyring",
              "--bundle", str(bundle), "--pid-file", str(pidfile), spec.name)
         )  # fmt: skip
+        if not created.ok:
+            raise GuestError(f"cannot start guest {spec.name}: {_last_line(log)}")
         pid = int(pidfile.read_text())
         guest = replace(guest, pid=pid, ticks=start_ticks(pid), since_s=clock.now())
         guest.cgroup.limit(spec.vcpus, spec.memory_bytes)
@@ -248,6 +251,13 @@ class Guests:
                 parts.append(path.read_text(errors="replace"))
         text = "".join(parts).splitlines()
         return "\n".join(text[-lines:])
+
+
+def _last_line(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip().splitlines()[-1]
+    except (OSError, IndexError):
+        return "runc gave no reason"
 
 
 def check_name(name: str) -> None:
