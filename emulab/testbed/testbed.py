@@ -95,13 +95,13 @@ class Testbed:
         known = ", ".join(sorted({str(guest["name"]) for guest in guests}))
         raise UsageError(f"there is no guest {name!r}", hint=f"guests: {known}" if known else "no guest runs: emulab vm start")
 
-    def start_guest(self, node: str, spec: GuestSpec, say: Say = quiet) -> dict[str, Any]:
-        """Start a guest from one of the guest images (``spec.image`` is its short name)."""
+    def start_guest(self, node: str, spec: GuestSpec, say: Say = quiet, *, tag: str | None = None) -> dict[str, Any]:
+        """Start a guest from one of the guest images (``spec.image`` is its short name; ``tag``: if it is none of the checkout's)."""
         check_host(node)
         for other in self.guests():
             if other["name"] == spec.name:
                 raise UsageError(f"guest {spec.name} runs on {other['node']} already", hint=f"emulab vm stop {spec.name}")
-        image = self.project.ensure_guest_image(spec.image, say)
+        image = self.project.ensure_guest_image(spec.image, say, tag=tag)
         return dict(self.call(node, "vm.start", spec={**asdict(spec), "image": image.folder}))
 
     def stop_guest(self, name: str) -> str:
