@@ -23,7 +23,7 @@ from emulab.testbed import Testbed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-SETTINGS = Settings(project="emulab-e2e", subnet="198.18.129.0/24", ui_port=0)
+SETTINGS = Settings(project="emulab-e2e", subnet="198.18.130.0/24", ui_port=0)
 ENV = {**os.environ, "EMULAB_PROJECT": SETTINGS.project, "EMULAB_SUBNET": SETTINGS.subnet, "EMULAB_UI_PORT": "0", "COLUMNS": "120"}
 EMULAB = (sys.executable, "-m", "emulab.cli")
 
