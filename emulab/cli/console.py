@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from emulab import clock
 
@@ -17,11 +18,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def print_error(message: str, hint: str = "") -> None:
     """Two lines at most; markup characters in messages are shown as they are."""
-    err.print("[bold red]error:[/]", end=" ")
-    err.out(message, highlight=False)
+    err.print(Text.assemble(("error:", "bold red"), f" {message}"))
     if hint:
-        err.print("[bold]hint:[/]", end=" ")
-        err.out(hint, highlight=False)
+        err.print(Text.assemble(("hint:", "bold"), f" {hint}"))
 
 
 class Steps:
@@ -48,8 +47,7 @@ class Steps:
         self._progress.stop()
 
     def _line(self, text: str, style: str = "") -> None:
-        self._console.print(f"[dim]{clock.now() - self._start:7.1f} s[/]  ", end="")
-        self._console.print(text, style=style, markup=False)
+        self._console.print(Text.assemble((f"{clock.now() - self._start:7.1f} s  ", "dim"), (text, style)))
 
     def step(self, title: str, expected_s: float | None = None) -> None:
         self._step_start, self._expected = clock.now(), expected_s
