@@ -48,6 +48,7 @@ class Arrival:
         self._hold: FrameHold | None = None
         self._hold_since = 0.0
         self._restore: _Restore | None = None
+        self._prepared = False
         self._committed = False
 
     # -- the conversation --------------------------------------------------------------------------------------------------------------
@@ -97,6 +98,7 @@ class Arrival:
         """Everything that needs no guest: images folder, root filesystem with an empty layer, cgroup, network pair."""
         if self._guests.find(self.spec.name) is not None:
             raise EmulabError(f"a guest {self.spec.name} is on this node already")
+        self._prepared = True
         journal.record(self.key, "prepared", vm=self.spec.name)
         self._folder.mkdir(parents=True)
         self.guest.rootfs.make_folders()
@@ -164,7 +166,7 @@ class Arrival:
             alive = self.guest.alive()
             journal.record(self.key, "running" if alive else "failed", vm=self.spec.name)
             log.error("after commit of %s: %s", self.spec.name, error)
-        else:
+        elif self._prepared:  # before that, what is here under this name is another guest's
             journal.record(self.key, "aborted", vm=self.spec.name, reason=str(error))
             self._guests.discard(self.guest)
         message = error.message if isinstance(error, EmulabError) else f"{type(error).__name__}: {error}"
