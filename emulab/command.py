@@ -11,7 +11,6 @@ import shlex
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from emulab import clock
 from emulab.errors import EmulabError
@@ -66,8 +65,6 @@ class Outcome:
 
 class CommandError(EmulabError):
     """A command failed. Its last line of error output is the message."""
-
-    exit_code: ClassVar[int] = 1
 
     def __init__(self, outcome: Outcome, *, hint: str = "") -> None:
         lines = [line for line in (outcome.stderr or outcome.stdout).splitlines() if line.strip()]

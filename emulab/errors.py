@@ -13,8 +13,6 @@ EmulabError (1)
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class EmulabError(Exception):
     """Base of all errors that are told to the user in one line.
@@ -25,7 +23,7 @@ class EmulabError(Exception):
 
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from emulab.errors import AgentError, EmulabError
+from emulab.errors import AgentError, EmulabError, MigrationError, UsageError
 
 MAX_MESSAGE = 64 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
@@ -79,6 +79,7 @@ class RemoteError(AgentError):
         super().__init__(f"{node}: {error.get('message', '')}", hint=str(error.get("hint") or ""), kind=str(error.get("kind", "")))
         self.node = node
         self.details: Any = error.get("details")
+        self.exit_code = {"UsageError": UsageError.exit_code, "AbortedError": MigrationError.exit_code}.get(self.kind, self.exit_code)
 
 
 class Client:
