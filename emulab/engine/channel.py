@@ -108,10 +108,11 @@ class ExecStream:
         self._ended = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        with suppress(OSError):
-            self._raw.close()
-        with suppress(OSError):
-            self._socket.close()
+        # The answer that carries the socket goes first: it would flush what is closed otherwise, and complain at its end (Python 3.13).
+        for part in (getattr(self._raw, "_response", None), self._raw, self._socket):
+            if part is not None:
+                with suppress(OSError, ValueError):
+                    part.close()
 
     def __enter__(self) -> Self:
         return self
