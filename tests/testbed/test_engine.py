@@ -260,7 +260,7 @@ class TestFailures:
 
     def test_a_taken_port_is_told_with_its_remedy(self, testbed):
         port = testbed.client.containers.get(testbed.container("head")).ports["8089/tcp"][0]["HostPort"]
-        other = Project(Settings(project="emulab-test-two", subnet="198.18.129.0/24", ui_port=int(port)))
+        other = Project(Settings(project="emulab-test-two", subnet="198.18.131.0/24", ui_port=int(port)))
         try:
             with pytest.raises(EngineError) as caught:
                 other.up()
