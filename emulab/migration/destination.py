@@ -99,7 +99,7 @@ class Arrival:
         if self._guests.find(self.spec.name) is not None:
             raise EmulabError(f"a guest {self.spec.name} is on this node already")
         self._prepared = True
-        journal.record(self.key, "prepared", vm=self.spec.name)
+        journal.record(self.key, "prepared", role="destination", vm=self.spec.name)
         self._folder.mkdir(parents=True)
         self.guest.rootfs.make_folders()
         self._runner.try_run(link_unplug(self.spec.port))
@@ -125,13 +125,14 @@ class Arrival:
     def _commit(self) -> None:
         """The point of no return for this side: from here on the guest runs here."""
         assert self._restore is not None
-        journal.record(self.key, "commit", vm=self.spec.name)
+        # On disk before the gate opens: an agent that is killed now must find the guest again.
+        self.guest = replace(self.guest, pid=self._restore.pid, ticks=start_ticks(self._restore.pid), since_s=clock.now())
+        self._guests.save(self.guest)
+        journal.record(self.key, "commit", role="destination", vm=self.spec.name)
         self._committed = True
         self._restore.open_gate()
-        self.guest = replace(self.guest, pid=self._restore.pid, ticks=start_ticks(self._restore.pid), since_s=clock.now())
         self.guest.cgroup.set_quota(self.spec.vcpus)
-        self._guests.save(self.guest)
-        journal.record(self.key, "running", vm=self.spec.name)
+        journal.record(self.key, "running", role="destination", vm=self.spec.name)
         if self._hold:
             self._hold.release(self.spec.port)
         times = self._restore.hooks.times
@@ -164,10 +165,12 @@ class Arrival:
         if self._committed:
             # The guest was let go here, or died on the way: either way its source stays frozen and is told what happened.
             alive = self.guest.alive()
-            journal.record(self.key, "running" if alive else "failed", vm=self.spec.name)
+            if not alive:
+                self._guests.discard(self.guest)
+            journal.record(self.key, "running" if alive else "failed", role="destination", vm=self.spec.name)
             log.error("after commit of %s: %s", self.spec.name, error)
         elif self._prepared:  # before that, what is here under this name is another guest's
-            journal.record(self.key, "aborted", vm=self.spec.name, reason=str(error))
+            journal.record(self.key, "aborted", role="destination", vm=self.spec.name, reason=str(error))
             self._guests.discard(self.guest)
         message = error.message if isinstance(error, EmulabError) else f"{type(error).__name__}: {error}"
         if not isinstance(error, EmulabError):

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from emulab.command import Argv, Runner
+from emulab.migration.hold import announce
 from emulab.node import link
+from emulab.node.guest import Guest
 from emulab.node.link_guest import GUEST_DEVICE
 
 ESTABLISHED, SYN_RECV, LISTEN = 0x01, 0x03, 0x0A
@@ -76,6 +78,16 @@ def enter_namespace(port: str, pid: int, address: str, prefix: int, known: Itera
     runner.run(("ip", "link", "set", "dev", _peer_name(port), "name", GUEST_DEVICE, "netns", str(pid)))
     script = "echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start; exec ip -batch -"
     runner.run(("nsenter", f"--net={namespace}", "sh", "-c", script), stdin=batch_lines(address, prefix, known).encode())
+
+
+def let_run(guest: Guest, runner: Runner) -> None:
+    """Back to normal operation on this node: traffic, announcement, tasks, vCPU limit. Safe to repeat."""
+    spec = guest.spec
+    link.port_unblock(spec.port, runner)
+    guest.cgroup.thaw()
+    guest.cgroup.set_quota(spec.vcpus)
+    attach(spec.port, spec.mac, runner)
+    announce(link.INNER_PORT, spec.mac, spec.address)
 
 
 def attach(port: str, mac: str, runner: Runner) -> None:

@@ -27,17 +27,24 @@ def record(migration: str, state: str, path: Path = JOURNAL, **fields: Any) -> N
         os.close(descriptor)
 
 
+def entries(path: Path = JOURNAL) -> dict[str, dict[str, Any]]:
+    """The newest line of each migration, with the fields of its older lines below it. Lines that cannot be read are left out."""
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and "migration" in entry:
+            key = str(entry["migration"])
+            found[key] = {**found.pop(key, {}), **entry}  # moved to the end: later migrations of a guest win
+    return found
+
+
 def last_state(migration: str, path: Path = JOURNAL) -> str:
     """The newest state of a migration, or "unknown"."""
-    state = "unknown"
-    try:
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if entry.get("migration") == migration:
-                state = str(entry.get("state"))
-    except FileNotFoundError:
-        pass
-    return state
+    return str(entries(path).get(migration, {}).get("state", "unknown"))

@@ -22,7 +22,6 @@ from emulab.migration import guestnet, journal
 from emulab.migration.channel import Peer, PeerError
 from emulab.migration.destination import IMAGES
 from emulab.migration.dump import FinalDump, is_traced, pages_in, start
-from emulab.migration.hold import announce
 from emulab.migration.images import FolderSender, send_folder
 from emulab.migration.layer import LayerSender
 from emulab.migration.mapped import mapped_files
@@ -257,13 +256,7 @@ class Departure:
         return True
 
     def _let_run(self) -> None:
-        """Back to normal operation here: traffic, announcement, tasks, vCPU limit. Safe to repeat."""
-        spec = self.guest.spec
-        link.port_unblock(spec.port, self._runner)
-        self.guest.cgroup.thaw()
-        self.guest.cgroup.set_quota(spec.vcpus)
-        guestnet.attach(spec.port, spec.mac, self._runner)
-        announce(link.INNER_PORT, spec.mac, spec.address)
+        guestnet.let_run(self.guest, self._runner)
         self._frozen = False
 
     def _dump_and_send(self) -> None:
@@ -326,7 +319,7 @@ class Departure:
 
     def _commit(self) -> None:
         """The one decision. From here on this side never resumes the guest unless the destination says that it does not have it."""
-        journal.record(self._key, "commit", vm=self.guest.spec.name)
+        journal.record(self._key, "commit", role="source", vm=self.guest.spec.name, to=self.report.destination)
         started = self._timeline.mark("migration.commit")
         try:
             answer = self.peer.ask("commit", timeout_s=15)
@@ -339,7 +332,7 @@ class Departure:
         self.report.phases["resume"] = self.report.resume_s - started
         self.report.stages = {str(name): float(at) for name, at in answer.get("stages", {}).items()}
         self._timeline.mark("migration.resume", at=self.report.resume_s)
-        journal.record(self._key, "released", vm=self.guest.spec.name)
+        journal.record(self._key, "released", role="source", vm=self.guest.spec.name)
 
     def _ask_again(self, error: PeerError, patience_s: float = 60.0) -> dict[str, Any]:
         """No clear answer to the commit: ask until the destination knows. Raises EmulabError if it does not have the guest."""
@@ -401,7 +394,7 @@ class Departure:
                 self._let_run()
             else:
                 self.guest.cgroup.set_quota(self.guest.spec.vcpus)
-        journal.record(self._key, "in-doubt" if in_doubt else "aborted", vm=self.guest.spec.name, reason=message)
+        journal.record(self._key, "in-doubt" if in_doubt else "aborted", role="source", vm=self.guest.spec.name, reason=message)
         self._timeline.mark("migration.abort", reason=message)
         self._finish("aborted", message)
         name, here = self.guest.spec.name, self.report.source

@@ -48,9 +48,14 @@ class GuestSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GuestSpec:
+        """Raises UsageError for a name or an image that would lead out of their folders."""
         values = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
         values["argv"] = tuple(values.get("argv", cls.argv))
-        return cls(**values)
+        spec = cls(**values)
+        check_name(spec.name)
+        if spec.image in {"", ".", ".."} or "/" in spec.image:
+            raise UsageError(f"{spec.image!r} is not a guest image")
+        return spec
 
     @property
     def port(self) -> str:
@@ -233,12 +238,17 @@ class Guests:
 
     def discard(self, guest: Guest) -> None:
         """Remove everything a guest has on this node: tasks, port, runc's state, cgroup, mounts and files. Safe to repeat."""
-        if guest.cgroup.pids():
-            guest.cgroup.kill()
-        link.unplug(guest.spec.port, self._runner)
-        self._runner.try_run(("runc", "delete", "--force", guest.spec.name))
-        guest.cgroup.remove()
-        folder = self._folder / guest.spec.name
+        self.discard_name(guest.spec.name)
+
+    def discard_name(self, name: str) -> None:
+        """The same for a guest of which perhaps only parts are here."""
+        group = guest_cgroup(name)
+        if group.pids():
+            group.kill()
+        link.unplug(link.port_name(name), self._runner)
+        self._runner.try_run(("runc", "delete", "--force", name))
+        group.remove()
+        folder = self._folder / name
         Rootfs(folder, folder).unmount(self._runner)
         shutil.rmtree(folder, ignore_errors=True)
 

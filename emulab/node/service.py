@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import threading
@@ -24,9 +25,12 @@ from emulab.node import cgroup
 from emulab.node.guest import Guests, GuestSpec
 from emulab.node.link import Link
 from emulab.node.processes import run_streamed
+from emulab.node.recovery import recover
 from emulab.node.sampler import GuestTarget, Sampler
 
 log = logging.getLogger("emulab.agent")
+
+CONFIGURATION = Path("/run/emulab-agent.json")
 
 
 class Call(Protocol):
@@ -85,11 +89,27 @@ class Service:
         for mount in _cgroup_mounts():
             self.runner.try_run(("mount", "-o", "remount,bind,rw", mount))
         cgroup.prepare_node()
-        for name in self.guests.names():
-            guest = self.guests.find(name)
-            if guest is not None and not guest.alive():
-                self.guests.discard(guest)
         tracker.warm_feature_cache(self.runner)
+        self._resume_after_restart()
+
+    def _resume_after_restart(self) -> None:
+        """An agent before this one was configured: take over its link, its peers and its guests."""
+        try:
+            known = json.loads(CONFIGURATION.read_text())
+        except (OSError, ValueError):
+            for name in self.guests.names():  # of an earlier life of this node: nothing of them can run
+                self.guests.discard_name(name)
+            return
+        self._configure(**known)
+        threading.Thread(target=recover, args=(self.guests, self.runner, self._ask), name="recovery", daemon=True).start()
+
+    def _ask(self, node: str, key: str) -> str:
+        """What became of a migration, from the agent of another node. Raises PeerError."""
+        peer = connect(self._peers[node], self._secret)
+        try:
+            return str(peer.ask("status", key=key, timeout_s=5)["state"])
+        finally:
+            peer.close()
 
     def ping(self, call: Call) -> dict[str, Any]:
         del call
@@ -98,6 +118,13 @@ class Service:
     def configure(self, call: Call, *, peers: dict[str, str], secret: str, rate_bit_s: int, subnet: str) -> dict[str, Any]:
         """Build and shape the link, learn the other agents, listen for them. Safe to repeat."""
         del call
+        self._configure(peers=peers, secret=secret, rate_bit_s=rate_bit_s, subnet=subnet)
+        # In memory, readable by root alone: what a restarted agent needs to know.
+        CONFIGURATION.touch(mode=0o600)
+        CONFIGURATION.write_text(json.dumps({"peers": peers, "secret": secret, "rate_bit_s": rate_bit_s, "subnet": subnet}))
+        return self._configured_link().show().as_dict()
+
+    def _configure(self, *, peers: dict[str, str], secret: str, rate_bit_s: int, subnet: str) -> None:
         with self._lock:
             self._peers, self._secret, self._rate_bit_s = dict(peers), bytes.fromhex(secret), rate_bit_s
             self._link = Link(self.runner, subnet=subnet)
@@ -106,7 +133,6 @@ class Service:
                 self._listener.close()
             self._listener = Listener(self._peers[self.node], self._secret, self._serve_peer)
             threading.Thread(target=self._listener.accept_forever, name="peers", daemon=True).start()
-        return self._link.show().as_dict()
 
     def facts(self, call: Call) -> dict[str, Any]:
         """Versions and kernel features, for the manifest."""
