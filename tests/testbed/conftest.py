@@ -1,0 +1,158 @@
+"""A testbed of the tests' own, up once for all tests that move guests, and guests that can tell whether they are still themselves."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from emulab.engine import connect, ensure_images
+from emulab.engine.settings import Settings
+from emulab.errors import EmulabError
+from emulab.node.guest import GuestSpec
+from emulab.testbed import Testbed
+from emulab.testbed.testbed import HOSTS, PYTHON
+
+SETTINGS = Settings(project="emulab-move", subnet="198.18.129.0/24", ui_port=0)
+SELFCHECK = Path(__file__).parent / "selfcheck"
+IMAGE_TAG = "emulab/node:latest"
+MEMORY = 512 * 2**20
+
+# Everything of guests that a node has: what a finished or undone migration leaves on the other side must be nothing.
+_TRACES = r"""
+import json, os, pathlib, sys
+names = sys.argv[1:]
+guests = pathlib.Path("/var/lib/emulab/guests")
+found = {
+    "folders": [path.name for path in guests.iterdir() if path.name in names],
+    "mounts": [line.split()[1] for line in open("/proc/self/mounts") if any(f"/{name}/" in line.split()[1] for name in names)],
+    "ports": [name for name in os.listdir("/sys/class/net") if any(name in (f"vm-{one}", f"xvm-{one}") for one in names)],
+    "images": [path.name for path in pathlib.Path("/run/emulab").glob("*") if any(f"-{name}-" in path.name for name in names)],
+    "cgroups": [str(path) for pattern in ("guest-*", "*/guest-*") for path in pathlib.Path("/sys/fs/cgroup").glob(pattern)
+                if path.name.removeprefix("guest-") in names],
+    "blocked": [line.strip() for line in os.popen("nft list table bridge emulab 2>/dev/null") if any(f"vm-{one}" in line for one in names)],
+    "processes": [],
+}
+for path in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+        words = (path / "cmdline").read_bytes().split(b"\0")
+        inside = any(f"/guest-{name}" in (path / "cgroup").read_text() for name in names)
+    except OSError:
+        continue
+    if inside or words[0] == b"criu":
+        found["processes"].append(b" ".join(words[:2]).decode())
+print(json.dumps({kind: values for kind, values in found.items() if values}))
+"""
+
+
+class SelfCheckingGuest:
+    """A guest of ``selfcheck/guest.py``, wherever it runs."""
+
+    def __init__(self, testbed, name, address):
+        self.testbed, self.name, self.address = testbed, name, address
+
+    @property
+    def node(self):
+        return self.testbed.find(self.name)["node"]
+
+    def report(self):
+        return json.loads(self.testbed.exec_in_guest(self.name, ("python3", "-c", (SELFCHECK / "ask.py").read_text())))
+
+    def check(self):
+        """Every page of its memory and everything it has open are as they must be."""
+        report = self.report()
+        assert [worker["bad_pages"] for worker in report["workers"]] == [0] * len(report["workers"])
+        assert report["broken"] == []
+        return report
+
+    def move(self, to, **options):
+        return self.testbed.migrate(self.name, to, options)
+
+    @contextmanager
+    def under_requests(self):
+        """A client on the head talks to it over one connection; at the end no answer may have been wrong or missing."""
+        argv = (PYTHON, "-c", (SELFCHECK / "client.py").read_text(), self.address)
+        result = {}
+        with self.testbed.project.exec_stream("head", argv) as stream:
+            assert read_line(stream) == "connected"
+            yield result
+            stream.close_stdin()
+            result.update(json.loads(stream.read_all()))
+        assert result["error"] == ""
+
+    def runs_only_here(self):
+        """Exactly one of it in the whole testbed, running, itself, and no trace of it on any other node."""
+        found = [guest for guest in self.testbed.guests() if guest["name"] == self.name]
+        assert [guest["state"] for guest in found] == ["running"]
+        for node in HOSTS:
+            if node != found[0]["node"]:
+                assert traces(self.testbed, node, self.name) == {}
+        self.check()
+        return found[0]["node"]
+
+
+def traces(testbed, node, *names):
+    return json.loads(testbed.project.exec_run(node, (PYTHON, "-c", _TRACES, *names)).stdout)
+
+
+@pytest.fixture(scope="session")
+def moving():
+    """Six nodes, up, under a name of their own."""
+    ensure_images(connect(), ["node"])
+    testbed = Testbed(SETTINGS)
+    testbed.project.gc(image_tags=False)
+    testbed.up()
+    yield testbed
+    testbed.project.gc(image_tags=False)
+
+
+@pytest.fixture
+def start(moving):
+    """Starts self-checking guests; they are gone at the end of the test."""
+    names = []
+
+    def start(name="check", host="host1", *, vcpus=1.0, memory=MEMORY, **env):
+        address = f"{SETTINGS.lan_prefix}.{100 + len(names)}"
+        spec = GuestSpec(
+            name=name,
+            image="selfcheck",
+            address=address,
+            vcpus=vcpus,
+            memory_bytes=memory,
+            argv=("python3", "-c", (SELFCHECK / "guest.py").read_text()),
+            env=env,
+        )
+        names.append(name)
+        moving.start_guest(host, spec, tag=IMAGE_TAG)
+        guest = SelfCheckingGuest(moving, name, address)
+        wait_until(lambda: is_ready(guest))
+        return guest
+
+    yield start
+    for guest in moving.guests():
+        if guest["name"] in names:
+            moving.stop_guest(guest["name"])
+
+
+def read_line(stream):
+    line = b""
+    while not line.endswith(b"\n") and (part := stream.read(1)):
+        line += part
+    return line.decode().strip()
+
+
+def is_ready(guest):
+    try:
+        return bool(guest.report())
+    except EmulabError:
+        return False
+
+
+def wait_until(check, timeout_s=60.0):
+    end = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
