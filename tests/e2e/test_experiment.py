@@ -67,14 +67,25 @@ def rate():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, rate):
-    """A run folder made by a quick experiment."""
+    """A run folder made by a quick experiment; CI keeps it."""
     base = tmp_path_factory.mktemp("experiment")
-    done = emulab(
-        "experiment", "--scenario", "quick", "--seed", "7", "--set", f"rate={rate}", "--set", f"topology.subnet={SETTINGS.subnet}", cwd=base
+    runs = Path(__file__).parents[2] / "runs" / "ci" if os.environ.get("CI") else base / "runs"
+    words = (
+        "--scenario",
+        "quick",
+        "--seed",
+        "7",
+        "--runs",
+        str(runs),
+        "--set",
+        f"rate={rate}",
+        "--set",
+        f"topology.subnet={SETTINGS.subnet}",
     )
+    done = emulab("experiment", *words, cwd=base)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "report:" in done.stdout
-    yield (base / "runs" / "latest").resolve()
+    yield (runs / "latest").resolve()
     Project(SETTINGS).gc(image_tags=False)
 
 
