@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help experiment test doctor up down ui report lint types test-unit bootstrap bootstrap-dev
+.PHONY: help experiment test doctor up down gc ui report lint types test-unit bootstrap bootstrap-dev
 
 # What a scenario says is changed by USERS=100 STEADY=120 SEED=1 RATE=100mbit and SET='key=value key=value';
 # SCENARIO= is a shipped scenario's name or a file.
@@ -34,6 +34,9 @@ up: bootstrap ## bring up the six nodes
 
 down: bootstrap ## remove nodes, networks and guests, whatever an interrupted run left
 	@$(EMULAB) down
+
+gc: bootstrap ## remove everything of ours, images too
+	@$(EMULAB) gc
 
 ui: bootstrap ## the site under interactive load: Locust's web page on 127.0.0.1:8089 (USERS= SCENARIO= SEED=)
 	@$(EMULAB) ui --repair $(scenario) $(if $(USERS),--users '$(USERS)') $(if $(SEED),--seed '$(SEED)')
