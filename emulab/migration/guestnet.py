@@ -83,6 +83,7 @@ def enter_namespace(port: str, pid: int, address: str, prefix: int, known: Itera
 def let_run(guest: Guest, runner: Runner) -> None:
     """Back to normal operation on this node: traffic, announcement, tasks, vCPU limit. Safe to repeat."""
     spec = guest.spec
+    link.port_attach(spec.port, runner)  # only a member can be unblocked, and only an unblocked one learns
     link.port_unblock(spec.port, runner)
     guest.cgroup.thaw()
     guest.cgroup.set_quota(spec.vcpus)

@@ -106,6 +106,8 @@ class Departure:
 
     def _reach_destination(self) -> None:
         self._peer = self._connect()
+        # For a successor of this agent: whatever the journal says of this guest's earlier moves is over.
+        journal.record(self._key, "prepared", role="source", vm=self.guest.spec.name)
         self._folder.mkdir(parents=True)
         spec = self.guest.spec
         self.peer.ask(

@@ -10,7 +10,9 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -29,24 +31,48 @@ Ask = Callable[[str, str], str]
 _CRIU_ENDS_S = 15.0
 
 
-def recover(guests: Guests, runner: Runner, ask: Ask, *, path: Path = journal.JOURNAL, patience_s: float = 60.0) -> None:
-    """Bring every guest of this node to rest: running here, or gone. Logs what it did."""
+@dataclass(frozen=True)
+class Doubt:
+    """A guest frozen here after the commit, and the journal's newest entry about it."""
+
+    guest: Guest
+    entry: dict[str, Any]
+
+
+def recover(guests: Guests, runner: Runner, *, path: Path = journal.JOURNAL) -> list[Doubt]:
+    """Bring every guest of this node to rest: running here, or gone. Returns those that only their destination can decide on (``settle``).
+
+    To be called before other agents can reach this one: what arrives afterwards is none of its business.
+    """
     _wait_for_criu()
     _remove_images()
     _close_arrivals(guests, path)
-    departures = {entry["vm"]: entry for entry in journal.entries(path).values() if entry.get("role") == "source" and "vm" in entry}
+    newest = {entry["vm"]: entry for entry in journal.entries(path).values() if "vm" in entry}
+    doubts = []
     for name in guests.names():
-        guest = guests.find(name)
-        if guest is None:
-            continue
-        entry = departures.get(name, {})
-        if guest.alive() and guest.cgroup.frozen() and entry.get("state") in ("commit", "in-doubt"):
-            _settle(guests, runner, guest, entry, ask, path, patience_s)
-        elif guest.alive():
-            guestnet.let_run(guest, runner)
-        else:
-            log.info("guest %s ended with the agent before", name)
-            guests.discard(guest)
+        try:
+            doubts += _bring_to_rest(guests, runner, name, newest.get(name, {}))
+        except EmulabError:
+            log.exception("guest %s", name)
+    return doubts
+
+
+def _bring_to_rest(guests: Guests, runner: Runner, name: str, entry: dict[str, Any]) -> list[Doubt]:
+    guest = guests.find(name)
+    if guest is None:
+        return []
+    left = entry.get("role") == "source" and guest.alive() and guest.cgroup.frozen()
+    if left and entry["state"] in ("commit", "in-doubt"):
+        return [Doubt(guest, entry)]
+    if left and entry["state"] == "released":
+        log.info("guest %s runs elsewhere", name)
+        guests.discard(guest)
+    elif guest.alive():
+        guestnet.let_run(guest, runner)
+    else:
+        log.info("guest %s ended with the agent before", name)
+        guests.discard(guest)
+    return []
 
 
 def _wait_for_criu() -> None:
@@ -79,9 +105,9 @@ def _close_arrivals(guests: Guests, path: Path) -> None:
             journal.record(key, "aborted", path, role="destination", vm=entry["vm"], reason="the agent was restarted")
 
 
-def _settle(guests: Guests, runner: Runner, guest: Guest, entry: dict[str, str], ask: Ask, path: Path, patience_s: float) -> None:
-    """A guest frozen after the commit: end it if the destination has it, resume it if not, leave it frozen if nobody answers."""
-    name, key, to = guest.spec.name, entry["migration"], entry.get("to", "")
+def settle(guests: Guests, runner: Runner, doubt: Doubt, ask: Ask, *, path: Path = journal.JOURNAL, patience_s: float = 60.0) -> None:
+    """End a guest in doubt if its destination has it, resume it if not, leave it frozen if nobody answers."""
+    name, key, to = doubt.guest.spec.name, str(doubt.entry["migration"]), str(doubt.entry.get("to", ""))
     end = clock.now() + patience_s
     while clock.now() < end:
         try:
@@ -91,11 +117,11 @@ def _settle(guests: Guests, runner: Runner, guest: Guest, entry: dict[str, str],
             time.sleep(0.5)
             continue
         if state == "running":
-            guests.discard(guest)
+            guests.discard(doubt.guest)
             journal.record(key, "released", path, role="source", vm=name)
             return
         if state in ("aborted", "failed", "unknown"):
-            guestnet.let_run(guest, runner)
+            guestnet.let_run(doubt.guest, runner)
             journal.record(key, "aborted", path, role="source", vm=name, reason=f"{to} does not have it")
             return
         time.sleep(0.1)

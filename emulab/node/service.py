@@ -25,7 +25,7 @@ from emulab.node import cgroup
 from emulab.node.guest import Guests, GuestSpec
 from emulab.node.link import Link
 from emulab.node.processes import run_streamed
-from emulab.node.recovery import recover
+from emulab.node.recovery import Doubt, recover, settle
 from emulab.node.sampler import GuestTarget, Sampler
 
 log = logging.getLogger("emulab.agent")
@@ -100,8 +100,14 @@ class Service:
             for name in self.guests.names():  # of an earlier life of this node: nothing of them can run
                 self.guests.discard_name(name)
             return
+        doubts = recover(self.guests, self.runner)
         self._configure(**known)
-        threading.Thread(target=recover, args=(self.guests, self.runner, self._ask), name="recovery", daemon=True).start()
+        for doubt in doubts:
+            threading.Thread(target=self._settle, args=(doubt,), name="recovery", daemon=True).start()
+
+    def _settle(self, doubt: Doubt) -> None:
+        with self._claim(doubt.guest.spec.name):
+            settle(self.guests, self.runner, doubt, self._ask)
 
     def _ask(self, node: str, key: str) -> str:
         """What became of a migration, from the agent of another node. Raises PeerError."""
