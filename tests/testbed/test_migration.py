@@ -237,23 +237,22 @@ def test_a_guest_of_that_name_is_there_already(moving, start):
     assert guest.runs_only_here() == "host1"
 
 
-@pytest.mark.parametrize("to", ["host1", "host9", "head", ""])
-def test_a_destination_that_cannot_be_is_refused_and_nothing_happens(moving, start, to):
+def test_a_destination_that_cannot_be_is_refused_and_nothing_happens(moving, start):
     guest = start(WORKERS="1", PAGES="100")
-    with pytest.raises(UsageError):
-        guest.move(to)
-    with pytest.raises(RemoteError) as caught:
-        moving.call("host1", "vm.migrate", name="check", to=to, options={})
-    assert caught.value.kind == "UsageError"
-    assert caught.value.hint
+    for to in ("host1", "host9", "head", ""):
+        with pytest.raises(UsageError):
+            guest.move(to)
+        with pytest.raises(RemoteError) as caught:  # the agent does not rely on who asks
+            moving.call("host1", "vm.migrate", name="check", to=to, options={})
+        assert (caught.value.kind, bool(caught.value.hint)) == ("UsageError", True)
     assert guest.runs_only_here() == "host1"
 
 
-@pytest.mark.parametrize("options", [{"strategy": "teleport"}, {"dirty_tracker": "guess"}])
-def test_a_way_that_does_not_exist_is_refused(start, options):
+def test_a_way_that_does_not_exist_is_refused(start):
     guest = start(WORKERS="1", PAGES="100")
-    with pytest.raises(RemoteError, match="unknown"):
-        guest.move("host2", **options)
+    for options in ({"strategy": "teleport"}, {"dirty_tracker": "guess"}):
+        with pytest.raises(RemoteError, match="unknown"):
+            guest.move("host2", **options)
     assert guest.runs_only_here() == "host1"
 
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from emulab.migration.journal import last_state, record
+from emulab.migration.journal import entries, last_state, record
 
 
 def test_the_newest_state_of_a_migration_counts(tmp_path):
@@ -56,3 +56,19 @@ def test_rows_carry_time_and_reason_and_are_for_the_owner_alone(tmp_path):
     assert (row["vm"], row["reason"]) == ("web", "no room")
     assert row["wall"]
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_the_newest_migration_comes_last_and_keeps_what_its_older_lines_said(tmp_path):
+    path = tmp_path / "journal.ndjson"
+    record("web-1", "prepared", path, role="source", vm="web", to="host2")
+    record("web-2", "prepared", path, role="destination", vm="web")
+    record("web-1", "commit", path)
+    found = entries(path)
+    assert list(found) == ["web-2", "web-1"]
+    assert (found["web-1"]["state"], found["web-1"]["role"], found["web-1"]["to"]) == ("commit", "source", "host2")
+
+
+def test_lines_of_another_kind_are_passed_over(tmp_path):
+    path = tmp_path / "journal.ndjson"
+    path.write_text('[]\n3\n{"state": "commit"}\n\n')
+    assert entries(path) == {}

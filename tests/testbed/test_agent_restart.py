@@ -1,0 +1,166 @@
+"""An agent is killed, at rest and at every stage of a migration: its successor takes over, and exactly one guest runs, itself."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import read_line, wait_until
+
+from emulab.errors import EmulabError
+from emulab.testbed.testbed import PYTHON
+
+pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
+
+# Run on a node: ends its agent, by its number, once a program runs on it or a state appears in its journal.
+_KILL_AGENT = """
+import os, pathlib, sys, time
+kind, *wanted = sys.argv[1:]
+wanted = [word.encode() for word in wanted]
+journal = pathlib.Path("/var/lib/emulab/guests/journal.ndjson")
+
+def running(words):
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().split(b"\\0")[1 if words[0] == b"-m" else 0:][:len(words)] == words:
+                return int(path.parent.name)
+        except OSError:
+            continue
+    return 0
+
+def recorded():
+    return journal.read_bytes() if journal.exists() else b""
+
+before = len(recorded())
+print("waiting", flush=True)
+while kind == "program" and not running(wanted) or kind == "journal" and wanted[0] not in recorded()[before:]:
+    time.sleep(0.0003)
+os.kill(running([b"-m", b"emulab.node.agent"]), 9)
+print("killed", flush=True)
+"""
+
+
+def agent_of(testbed, node):
+    """Process number of a node's agent."""
+    argv = ("sh", "-c", "for p in /proc/[0-9]*; do grep -qz emulab.node.agent $p/cmdline 2>/dev/null && basename $p; done; true")
+    return int(testbed.project.exec_run(node, argv).stdout.split()[0])
+
+
+class KillAgent:
+    """Kills the agent of a node at a certain moment."""
+
+    def __init__(self, testbed, node, *moment):
+        self._testbed, self._node = testbed, node
+        self._stream = testbed.project.exec_stream(node, (PYTHON, "-c", _KILL_AGENT, *moment))
+
+    def __enter__(self):
+        assert read_line(self._stream) == "waiting"
+        return self
+
+    def __exit__(self, *_):
+        self._stream.kill()
+        self._stream.close()
+
+    def happened(self):
+        return read_line(self._stream) == "killed"
+
+
+def answers(testbed, node):
+    try:
+        return testbed.call(node, "ping")["configured"]
+    except EmulabError:
+        return False
+
+
+def settled(guest):
+    """One of it runs and nothing of it is left elsewhere: what every accident must come to."""
+    last = []
+
+    def check():
+        try:
+            last.append(guest.runs_only_here())
+        except (AssertionError, EmulabError, ValueError) as error:
+            last.append(error)
+            return False
+        return True
+
+    try:
+        wait_until(check, timeout_s=30)
+    except AssertionError:
+        raise last[-1] from None
+    return last[-1]
+
+
+def test_an_agent_that_is_killed_at_rest_is_followed_by_one_that_knows_its_guests(moving, start):
+    guest = start()
+    with guest.under_requests() as requests:
+        first = agent_of(moving, "host1")
+        with KillAgent(moving, "host1", "now") as kill:
+            assert kill.happened()
+        wait_until(lambda: answers(moving, "host1"))
+        assert agent_of(moving, "host1") != first
+        assert guest.runs_only_here() == "host1"
+        assert guest.move("host2")["outcome"] == "committed"
+        assert guest.runs_only_here() == "host2"
+    assert requests["requests"] > 100
+
+
+MOMENTS = [
+    pytest.param("host1", ("program", "criu", "pre-dump"), "host1", id="source at a pre-dump"),
+    pytest.param("host1", ("program", "criu", "dump"), "host1", id="source at the final dump"),
+    pytest.param("host2", ("journal", '"prepared"'), "host1", id="destination while memory arrives"),
+    pytest.param("host2", ("program", "criu", "restore"), "host1", id="destination at the restore"),
+    pytest.param("host1", ("journal", '"commit"'), None, id="source at the commit"),
+    pytest.param("host2", ("journal", '"commit"'), None, id="destination at the commit"),
+    pytest.param("host1", ("journal", '"released"'), "host2", id="source after the commit"),
+]
+
+
+@pytest.mark.parametrize(("node", "moment", "ends_on"), MOMENTS)
+def test_an_agent_is_killed_during_a_migration(moving, start, node, moment, ends_on):
+    """``ends_on``: None where the moment alone does not decide on which side of the commit it fell."""
+    guest = start()
+    with guest.under_requests():
+        errors = []
+        with KillAgent(moving, node, *moment) as kill:
+            thread = threading.Thread(target=attempt, args=(guest, "host2", errors))
+            thread.start()
+            assert kill.happened()
+            thread.join(100)
+        wait_until(lambda: answers(moving, node))
+        assert settled(guest) in ({ends_on} if ends_on else {"host1", "host2"})
+    if ends_on == "host1":
+        assert errors
+    to = "host3"
+    assert guest.move(to)["outcome"] == "committed"
+    assert guest.runs_only_here() == to
+
+
+def attempt(guest, to, errors):
+    try:
+        guest.move(to)
+    except EmulabError as error:
+        errors.append(error)
+
+
+def test_a_guest_that_came_back_is_not_taken_for_one_that_has_left(moving, start):
+    """The journal of its first node still says that it was given away."""
+    guest = start()
+    for to in ("host2", "host1"):
+        assert guest.move(to)["outcome"] == "committed"
+    with guest.under_requests():
+        for moment in (("now",), ("program", "criu", "dump")):
+            errors = []
+            with KillAgent(moving, "host1", *moment) as kill:
+                thread = threading.Thread(target=attempt, args=(guest, "host2", errors))
+                if moment != ("now",):
+                    thread.start()
+                assert kill.happened()
+                if moment != ("now",):
+                    thread.join(100)
+            wait_until(lambda: answers(moving, "host1"))
+            assert settled(guest) == "host1"
