@@ -81,6 +81,7 @@ class LoadRun:
         except EmulabError as error:
             self._error = error
         finally:
+            client.close()
             self._ended.set()
             self._steady.set()
 
