@@ -22,6 +22,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line. Errors of ours become one line with a hint; Ctrl-C and SIGTERM end cleanly with 130."""
     signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     try:
         app()
     except EmulabError as error:
