@@ -82,7 +82,9 @@ def pin_entry(suite: str) -> str:
 @contextmanager
 def borrowed_release(suite: str, runner: Runner, say: Say, apt: Path = APT) -> Iterator[None]:
     """Another Debian release among apt's sources for the duration of the block, from the machine's own mirror."""
-    uri = mirror.debian_mirror(mirror.read_sources(apt)) or "http://deb.debian.org/debian"
+    uri = mirror.debian_mirror(mirror.read_sources(apt))
+    if uri is None:
+        raise DoctorError(f"apt has no Debian mirror to take {suite}'s packages from", hint="add one to /etc/apt/sources.list")
     source, pin = apt / "sources.list.d" / _SOURCE, apt / "preferences.d" / _PIN
     say(f"adding Debian {suite} to apt's sources for a moment ({source})")
     try:
