@@ -259,7 +259,8 @@ class Visitor:
         if driver.recorder is not None:
             due = self.due_s if n == 0 else exchange.start_s
             driver.recorder.request(self.number, self._seq, self._operation, exchange, n=n, intended_s=due)
-        driver.report(exchange.method, _group(exchange), exchange.end_s - exchange.start_s, exchange.size, exchange.error)
+        if exchange.error != "unfinished":  # cut off by the end of the run: recorded, but no failure of the server
+            driver.report(exchange.method, _group(exchange), exchange.end_s - exchange.start_s, exchange.size, exchange.error)
 
 
 def _group(exchange: Exchange) -> str:
