@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,11 +40,12 @@ def browser(*, width: int = 1440, height: int = 900, dark: bool = False) -> Iter
     if dark:
         options.add_argument("--blink-settings=preferredColorScheme=0")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=Service(driver))
-    try:
-        yield chrome
-    finally:
-        chrome.quit()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Chromium leaves its own files behind
+        chrome = webdriver.Chrome(options=options, service=Service(driver, env={**os.environ, "TMPDIR": folder}))
+        try:
+            yield chrome
+        finally:
+            chrome.quit()
 
 
 def open_report(chrome: webdriver.Chrome, page: Path, *, patience_s: float = 60) -> None:
