@@ -109,7 +109,8 @@ class Arrival:
         self.guest.cgroup.lift_quota()
 
     def _hold_frames(self) -> None:
-        self._hold = FrameHold(link.INNER_PORT, self.spec.mac)
+        if self._hold is None:  # a freeze that had to be tried again goes on with the first one's frames
+            self._hold = FrameHold(link.INNER_PORT, self.spec.mac)
         self._hold_since = clock.now()
         announce(link.INNER_PORT, self.spec.mac, self.spec.address)
 

@@ -115,7 +115,7 @@ class Departure:
         )
 
     def _copy_layer(self) -> None:
-        """Two passes: the second is short and shows what a final one will cost."""
+        """All of it, while the guest runs; later passes carry only what changed since."""
         started = self._timeline.mark("migration.layer", "begin")
         self.report.layer_bytes += self._layer_pass()
         self.report.phases["layer"] = self._timeline.mark("migration.layer", "end", bytes=self.report.layer_bytes) - started
