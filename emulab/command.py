@@ -63,12 +63,17 @@ class Outcome:
         return self.code == 0
 
 
+def last_line(text: str, otherwise: str = "no output") -> str:
+    """The last line of a program's output that says something: usually its reason for failing."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else otherwise
+
+
 class CommandError(EmulabError):
     """A command failed. Its last line of error output is the message."""
 
     def __init__(self, outcome: Outcome, *, hint: str = "") -> None:
-        lines = [line for line in (outcome.stderr or outcome.stdout).splitlines() if line.strip()]
-        last = lines[-1].strip() if lines else "no output"
+        last = last_line(outcome.stderr or outcome.stdout)
         super().__init__(f"`{outcome.command.shell()}` failed with code {outcome.code}: {last}", hint=hint)
         self.outcome = outcome
 

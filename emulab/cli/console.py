@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 from typing import Any, Self
 
@@ -83,7 +82,3 @@ class Steps:
             return ""
         left = self._expected - (clock.now() - self._step_start)
         return f"{max(0.0, left):.0f} s left"
-
-
-def is_terminal() -> bool:
-    return sys.stdout.isatty()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 
 from emulab import clock
+from emulab.command import last_line
 from emulab.engine.streaming import Say, quiet
 from emulab.errors import EmulabError
 from emulab.node.guest import GuestSpec
@@ -84,7 +85,7 @@ def _stream_into(testbed: Testbed, node: str, command: tuple[str, ...], blocks: 
         stream.close_stdin()
         reader.join()
         if stream.wait() != 0:
-            raise EmulabError(f"the database refused the data: {stream.stderr.splitlines()[-1] if stream.stderr else 'no reason given'}")
+            raise EmulabError(f"the database refused the data: {last_line(stream.stderr, 'no reason given')}")
 
 
 def wait_for_database(testbed: Testbed, timeout_s: float = 120.0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from emulab.command import last_line
 from emulab.engine.streaming import Say
 from emulab.errors import LoadError
 from emulab.experiment.guests import load_data, place_guests
@@ -46,8 +47,8 @@ def serve_ui(scenario: Scenario, progress: Progress, ready: Callable[[str], None
         ]
         ready(f"http://127.0.0.1:{testbed.settings.ui_port}")
         result = testbed.call("head", "process.run", argv=argv, timeout_s=_FOREVER_S)
-        lines = [line for line in str(result.get("stderr", "")).splitlines() if line.strip()]
-        raise LoadError(f"Locust ended: {lines[-1] if lines else result.get('reason') or 'no reason given'}")
+        reason = last_line(str(result.get("stderr", "")), str(result.get("reason") or "no reason given"))
+        raise LoadError(f"Locust ended: {reason}")
     finally:
         progress.step("taking the nodes down", 3)
         testbed.down()

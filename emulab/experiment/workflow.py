@@ -16,7 +16,7 @@ from emulab.engine.lock import exclusive
 from emulab.engine.settings import Settings
 from emulab.errors import EmulabError, MigrationError
 from emulab.experiment import guests, records
-from emulab.experiment.folder import RUNS, RunFolder
+from emulab.experiment.folder import RUNS, RunFolder, previous_source
 from emulab.experiment.load import LoadRun, run_migrations
 from emulab.experiment.manifest import repeat_command, start_manifest, testbed_facts
 from emulab.experiment.warm import warm_up
@@ -87,8 +87,6 @@ def run_experiment(
 
 
 def resolve_scenario(name: str, overrides: dict[str, str | None], *, size: NodeSize, runs: Path) -> Scenario:
-    from emulab.experiment.folder import previous_source
-
     return resolve(load_scenario(name, overrides, node=size), previous_source=previous_source(runs))
 
 

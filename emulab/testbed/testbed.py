@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from emulab.command import last_line
 from emulab.engine.project import Project
 from emulab.engine.removal import Removed
 from emulab.engine.settings import NODES, Settings
@@ -125,8 +126,8 @@ class Testbed:
         node, command = self.enter_argv(name, argv)
         outcome = self.project.exec_run(node, command, stdin=stdin, timeout_s=timeout_s)
         if not outcome.ok:
-            lines = [line for line in (outcome.stderr or outcome.stdout).splitlines() if line.strip()]
-            raise EmulabError(f"`{' '.join(argv)}` in guest {name} failed: {lines[-1] if lines else f'code {outcome.code}'}")
+            reason = last_line(outcome.stderr or outcome.stdout, f"code {outcome.code}")
+            raise EmulabError(f"`{' '.join(argv)}` in guest {name} failed: {reason}")
         return outcome.stdout
 
     def migrate(self, name: str, to: str, options: dict[str, Any], *, number: int = 1, on_event: OnEvent | None = None) -> dict[str, Any]:
@@ -184,8 +185,8 @@ class Testbed:
             node, "process.run", argv=list(argv), timeout_s=timeout_s, on_event=lambda event: lines.append(str(event.get("line", "")))
         )
         if result["code"] != 0:
-            said = [line for line in str(result["stderr"]).splitlines() if line.strip()]
-            raise AgentError(f"{node}: `{' '.join(argv[:4])} …` failed: {said[-1] if said else result['reason']}")
+            reason = last_line(str(result["stderr"]), str(result["reason"]))
+            raise AgentError(f"{node}: `{' '.join(argv[:4])} …` failed: {reason}")
         return "\n".join(lines)
 
     # -- samples -----------------------------------------------------------------------------------------------------------------------
