@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from emulab.engine.settings import CHECKOUT
 from emulab.errors import UsageError
 
 BASE = "emulab/base:trixie"
-NODE = "emulab/node:latest"
+NODE = os.environ.get("EMULAB_NODE_IMAGE") or "emulab/node:latest"  # two checkouts on one machine: give each its own
 _RECIPE_VERSION = "1"  # raise it when the way of building changes
 _SKIPPED = {"__pycache__", ".git", ".mypy_cache", ".ruff_cache"}
 

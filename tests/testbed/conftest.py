@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +11,19 @@ from pathlib import Path
 import pytest
 
 from emulab.engine import connect, ensure_images
+from emulab.engine.recipe import NODE
 from emulab.engine.settings import Settings
 from emulab.errors import EmulabError
 from emulab.node.guest import GuestSpec
 from emulab.testbed import Testbed
 from emulab.testbed.testbed import HOSTS, PYTHON
 
-SETTINGS = Settings(project="emulab-move", subnet="198.18.129.0/24", ui_port=0)
+# A second checkout on the same machine sets its own, so that both can test at once.
+SETTINGS = Settings(
+    project=os.environ.get("EMULAB_TEST_PROJECT", "emulab-move"), subnet=os.environ.get("EMULAB_TEST_SUBNET", "198.18.129.0/24"), ui_port=0
+)
 SELFCHECK = Path(__file__).parent / "selfcheck"
-IMAGE_TAG = "emulab/node:latest"
+IMAGE_TAG = NODE
 MEMORY = 512 * 2**20
 
 # Everything of guests that a node has: what a finished or undone migration leaves on the other side must be nothing.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import IMAGE_TAG, traces, wait_until
+from conftest import IMAGE_TAG, SETTINGS, traces, wait_until
 
 from emulab.testbed.testbed import PYTHON
 
@@ -157,7 +157,7 @@ def image(moving):
 
 
 def arrival(name, image, key="key-1"):
-    spec = {"name": name, "image": image, "address": "198.18.129.98", "vcpus": 1, "memory_bytes": 1 << 28}
+    spec = {"name": name, "image": image, "address": f"{SETTINGS.lan_prefix}.98", "vcpus": 1, "memory_bytes": 1 << 28}
     return f"""
 peer = connect(host, secret)
 peer.send("arrive", key={key!r}, source="host1", spec={spec!r})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import MEMORY, read_line, traces, wait_until
+from conftest import MEMORY, SETTINGS, read_line, traces, wait_until
 
 from emulab.errors import UsageError
 from emulab.node.rpc import RemoteError
@@ -224,7 +224,7 @@ def test_a_guest_of_that_name_is_there_already(moving, start):
     guest = start()
     fields = moving.find("check")
     idle = "import signal; signal.signal(15, lambda *_: exit()); signal.pause()"
-    other = {**fields, "address": "198.18.129.150", "argv": ["python3", "-c", idle], "image": fields["image"]}
+    other = {**fields, "address": f"{SETTINGS.lan_prefix}.150", "argv": ["python3", "-c", idle], "image": fields["image"]}
     moving.call("host2", "vm.start", spec=other)
     try:
         with pytest.raises(RemoteError, match="on this node already") as caught:
