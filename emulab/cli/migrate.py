@@ -10,7 +10,7 @@ import typer
 
 from emulab.cli.console import Steps, out
 from emulab.errors import MigrationError, UsageError
-from emulab.migration.model import STRATEGIES
+from emulab.migration.strategies import STRATEGIES
 from emulab.node.rpc import RemoteError
 from emulab.scenario.units import parse_duration
 from emulab.testbed import Testbed

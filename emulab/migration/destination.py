@@ -6,6 +6,7 @@ import logging
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,14 @@ class Arrival:
         self._restore: _Restore | None = None
         self._prepared = False
         self._committed = False
+        self._steps: dict[str, Callable[[Incoming], None]] = {
+            **dict.fromkeys(("layer", "layer-end"), self._layer_message),
+            **dict.fromkeys(("folder", "files", "pages", "chunk", "folder-end"), self._image_message),
+            "hold": self._hold_frames,
+            "announce": lambda _: announce(link.INNER_PORT, self.spec.mac, self.spec.address),
+            "restore": self._restore_guest,
+            "commit": lambda _: self._commit(),
+        }
 
     # -- the conversation --------------------------------------------------------------------------------------------------------------
 
@@ -71,26 +80,18 @@ class Arrival:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _step(self, message: Incoming) -> None:
-        match message.kind:
-            case "layer" | "layer-end":
-                if self._layer.handle(message):
-                    self._peer.send("ok")
-            case "folder" | "files" | "pages" | "chunk" | "folder-end":
-                if self._images.handle(message):
-                    self._peer.send("ok")
-            case "hold":
-                self._hold_frames()
-                self._peer.send("ok", at_s=self._hold_since)
-            case "announce":
-                announce(link.INNER_PORT, self.spec.mac, self.spec.address)
-            case "restore":
-                self._neighbours = [(str(ip), str(mac)) for ip, mac in message.fields["neighbours"]]
-                self._restore_behind_gate(str(message.fields["folder"]), [str(name) for name in message.fields["chain"]])
-                self._peer.send("ok")
-            case "commit":
-                self._commit()
-            case _:
-                raise EmulabError(f"unknown message {message.kind!r}")
+        step = self._steps.get(message.kind)
+        if step is None:
+            raise EmulabError(f"unknown message {message.kind!r}")
+        step(message)
+
+    def _layer_message(self, message: Incoming) -> None:
+        if self._layer.handle(message):
+            self._peer.send("ok")
+
+    def _image_message(self, message: Incoming) -> None:
+        if self._images.handle(message):
+            self._peer.send("ok")
 
     # -- steps -------------------------------------------------------------------------------------------------------------------------
 
@@ -108,11 +109,17 @@ class Arrival:
         self.guest.cgroup.limit(self.spec.vcpus, self.spec.memory_bytes)
         self.guest.cgroup.lift_quota()
 
-    def _hold_frames(self) -> None:
+    def _hold_frames(self, _: Incoming) -> None:
         if self._hold is None:  # a freeze that had to be tried again goes on with the first one's frames
             self._hold = FrameHold(link.INNER_PORT, self.spec.mac)
         self._hold_since = clock.now()
         announce(link.INNER_PORT, self.spec.mac, self.spec.address)
+        self._peer.send("ok", at_s=self._hold_since)
+
+    def _restore_guest(self, message: Incoming) -> None:
+        self._neighbours = [(str(ip), str(mac)) for ip, mac in message.fields["neighbours"]]
+        self._restore_behind_gate(str(message.fields["folder"]), [str(name) for name in message.fields["chain"]])
+        self._peer.send("ok")
 
     def _restore_behind_gate(self, folder: str, chain: list[str]) -> None:
         images = self._folder / check_file_name(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,21 +10,26 @@ from typing import Any
 from emulab import clock
 from emulab.errors import MigrationError, UsageError
 from emulab.migration.rounds import Round
-
-STRATEGIES = ("pre-copy", "stop-and-copy")
+from emulab.migration.strategies import STRATEGIES
 
 Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to migrate. ``freeze_budget_s``: blackout aimed for; ``deadline_s``: longest time frozen before the source is resumed."""
+    """How to migrate.
+
+    ``freeze_budget_s``: blackout aimed for. ``deadline_s``: longest time frozen before the source is resumed. ``hold_at``: for fault
+    tests: stand still for so many seconds at the beginning of a phase (its name in the timeline without "migration.": layer, round,
+    freeze, dump, transfer, restore, commit, resume).
+    """
 
     strategy: str = "pre-copy"
     dirty_tracker: str = "auto"
     freeze_budget_s: float = 0.3
     max_rounds: int = 8
     deadline_s: float = 20.0
+    hold_at: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Options:
@@ -81,15 +87,18 @@ class AbortedError(MigrationError):
 
 
 class Timeline:
-    """Emits the phases of one migration as rows of ``timeline.ndjson``."""
+    """Emits the phases of one migration as rows of ``timeline.ndjson``. ``hold_at``: see ``Options``."""
 
-    def __init__(self, emit: Emit, source: str, migration: int) -> None:
+    def __init__(self, emit: Emit, source: str, migration: int, hold_at: Mapping[str, float] | None = None) -> None:
         self._emit = emit
         self._source = source
         self._id = migration
+        self._hold_at = hold_at or {}
 
     def mark(self, name: str, kind: str = "event", *, at: float | None = None, **fields: Any) -> float:
         """Emit one row and return its instant. ``at``: an instant in the past, otherwise now."""
         instant = clock.now() if at is None else at
         self._emit({"mono_s": instant, "wall": clock.wall(), "source": self._source, "name": name, "kind": kind, "id": self._id, **fields})
+        if kind != "end" and (held_s := self._hold_at.get(name.removeprefix("migration."))):
+            time.sleep(held_s)
         return instant

@@ -18,9 +18,9 @@ from emulab.criu import tracker
 from emulab.errors import EmulabError, UsageError
 from emulab.migration import journal
 from emulab.migration.channel import Incoming, Listener, Peer, PeerError, connect
+from emulab.migration.departure import Departure
 from emulab.migration.destination import Arrival
 from emulab.migration.model import Options, Report, Timeline
-from emulab.migration.source import Departure
 from emulab.node import cgroup
 from emulab.node.guest import Guests, GuestSpec
 from emulab.node.link import Link
@@ -216,9 +216,9 @@ class Service:
                 runner=self.runner,
                 options=wanted,
                 report=report,
-                timeline=Timeline(call.emit, self.node, number),
+                timeline=Timeline(call.emit, self.node, number, wanted.hold_at),
                 key=f"{name}-{time.time_ns():x}",
-                rate_bytes_s=self._rate_bit_s * 1448 / 1538 / 8,
+                link_bytes_s=self._rate_bit_s * 1448 / 1538 / 8,
             )
             return departure.run().as_dict()
 

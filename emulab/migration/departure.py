@@ -1,0 +1,229 @@
+"""The side that gives a guest away: the steps that the strategies are made of, and what they share.
+
+Until the commit every error resumes the guest here; after it, every doubt leaves the guest frozen here and asks the destination.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from emulab import clock
+from emulab.command import Runner
+from emulab.criu import commands
+from emulab.criu.tracker import DirtyTracker
+from emulab.errors import EmulabError
+from emulab.migration import commit, freeze, journal, precopy, undo
+from emulab.migration.channel import Peer
+from emulab.migration.destination import IMAGES
+from emulab.migration.dump import FinalDump, pages_in
+from emulab.migration.images import FolderSender
+from emulab.migration.layer import LayerSender
+from emulab.migration.model import Options, Report, Timeline
+from emulab.migration.pages import PAGE, PageSender
+from emulab.migration.rounds import Round
+from emulab.migration.strategies import STRATEGIES
+from emulab.node.guest import Guest, Guests
+
+Connect = Callable[[], Peer]
+
+
+class Departure:
+    """One guest leaving. ``connect`` opens a connection to the destination's agent; ``link_bytes_s`` is the link's payload rate."""
+
+    def __init__(
+        self,
+        guest: Guest,
+        *,
+        connect: Connect,
+        guests: Guests,
+        runner: Runner,
+        options: Options,
+        report: Report,
+        timeline: Timeline,
+        key: str,
+        link_bytes_s: float,
+    ) -> None:
+        self.guest = guest
+        self.connect = connect
+        self.guests = guests
+        self.runner = runner
+        self.options = options
+        self.report = report
+        self.timeline = timeline
+        self.key = key
+        self.link_bytes_s = link_bytes_s
+        self.folder = IMAGES / f"out-{key}"
+        self.sender = PageSender()
+        self.layer = LayerSender(guest.rootfs.upper)
+        self.tracker: DirtyTracker | None = None
+        self.dump: FinalDump | None = None
+        self.chain: list[Path] = []  # image folders, the oldest first: each one's parent is the one before
+        self.mapped: Collection[str] = ()
+        self.neighbours: list[tuple[str, str]] = []
+        self.frozen = False
+        self.committed = False
+        self._peer: Peer | None = None
+        self._layer_copied = False
+
+    @property
+    def peer(self) -> Peer:
+        assert self._peer is not None
+        return self._peer
+
+    @property
+    def reached(self) -> Peer | None:
+        """The destination, if it was reached."""
+        return self._peer
+
+    def run(self) -> Report:
+        """Move the guest by the strategy asked for. Raises AbortedError (the guest runs here, or stays frozen here in doubt)."""
+        self.timeline.mark("migration", "begin", at=self.report.start_s, **self._labels())
+        try:
+            STRATEGIES[self.options.strategy].run(self)
+        except BaseException as error:
+            undo.abort(self, error)
+            raise
+        finally:
+            self._close()
+        return self.report
+
+    # -- steps, in the order in which they may come ------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Before anything is staged: raises EmulabError if this guest cannot move."""
+
+    def reach_destination(self) -> None:
+        """Connect, and let the destination prepare everything that needs no guest."""
+        self._peer = self.connect()
+        # For a successor of this agent: whatever the journal says of this guest's earlier moves is over.
+        journal.record(self.key, "prepared", role="source", vm=self.guest.spec.name)
+        self.folder.mkdir(parents=True)
+        spec = self.guest.spec
+        self.peer.ask(
+            "arrive", key=self.key, source=self.report.source, spec={**spec.__dict__, "argv": list(spec.argv), "env": dict(spec.env)}
+        )
+
+    def copy_layer(self) -> None:
+        """All of the writable layer; later passes carry only what changed since."""
+        started = self.timeline.mark("migration.layer", "begin")
+        self.report.layer_bytes += self.layer_pass()
+        self._layer_copied = True
+        self.report.phases["layer"] = self.timeline.mark("migration.layer", "end", bytes=self.report.layer_bytes) - started
+
+    def rounds(self) -> None:
+        """Pre-copy: memory in rounds while the guest runs, until the stop rule ends them."""
+        precopy.run_rounds(self)
+
+    def freeze(self) -> None:
+        """The blackout begins: every task stops, frames for the guest are steered to the destination and held there."""
+        if self._layer_copied:
+            self.report.layer_bytes += self.layer_pass()
+        freeze.bring_to_rest(self)
+
+    def dump_and_send(self) -> None:
+        """Final dump; the pages of tasks that are done travel while CRIU works on the others. CRIU then waits for the verdict."""
+        started = self.timeline.mark("migration.dump", "begin")
+        before = self.peer.bytes_out
+        images = self.folder / "final"
+        images.mkdir()
+        call = commands.dump(
+            pid=self.guest.pid,
+            images=images,
+            parent=self.chain[-1] if self.chain else None,
+            rootfs=str(self.guest.rootfs.merged),
+            freezer=self.guest.cgroup.freezer_path(),
+            hook_socket=str(IMAGES / f"dump-{self.key}.sock"),
+            write_protect=bool(self.tracker and self.tracker.write_protect),
+        )
+        self.dump = FinalDump(call, images, IMAGES / f"dump-{self.key}.sock")
+        stream = FolderSender(self.peer, images, self.sender)
+        self.dump.wait_until_dumped(self.left(), meanwhile=stream.poll)
+        dumped = self.timeline.mark("migration.dump", "end")
+        self.report.phases["dump"] = dumped - started
+        self.timeline.mark("migration.transfer", "begin", at=dumped)
+        stream.finish()
+        self.peer.expect_ok(self.left())
+        layer_bytes = self.layer_pass(self.mapped)
+        self.report.layer_bytes += layer_bytes
+        sent = self.timeline.mark("migration.transfer", "end", bytes=self.peer.bytes_out - before)
+        self.report.phases["transfer"] = sent - dumped
+        self.chain.append(images)
+        pages = pages_in(images)
+        previous = self.report.rounds[-1] if self.report.rounds else None
+        self.report.rounds.append(
+            Round(
+                n=len(self.report.rounds) + 1,
+                kind="final",
+                start_s=started,
+                duration_s=sent - started,
+                frozen_s=dumped - (self.report.freeze_s or started),
+                pages=pages,
+                bytes=pages * PAGE,
+                bytes_on_wire=self.peer.bytes_out - before,
+                layer_bytes=layer_bytes,
+                predicted_blackout_s=previous.predicted_blackout_s if previous else 0.0,
+                dirty_pages_per_s=pages / (started - previous.start_s) if previous else 0.0,
+            )
+        )
+
+    def restore_there(self) -> None:
+        """The destination restores the guest up to its gate: complete, but not running."""
+        started = self.timeline.mark("migration.restore", "begin")
+        chain = [folder.name for folder in self.chain]
+        self.peer.ask("restore", folder="final", chain=chain, neighbours=self.neighbours, timeout_s=self.left())
+        self.report.phases["restore"] = self.timeline.mark("migration.restore", "end") - started
+
+    def commit(self) -> None:
+        """The one decision. From here on this side never resumes the guest unless the destination says that it does not have it."""
+        commit.decide(self)
+
+    def release(self) -> None:
+        """The guest lives elsewhere: end the frozen tree here and remove what it had."""
+        assert self.dump is not None
+        journal.record(self.key, "released", role="source", vm=self.guest.spec.name)
+        self.dump.verdict(commit=True)
+        self.frozen = False
+        if self.tracker:
+            self.tracker.close()
+            self.tracker = None
+        self.guests.discard(self.guest)
+        self.finish("committed", "")
+
+    # -- what steps share --------------------------------------------------------------------------------------------------------------
+
+    def layer_pass(self, again: Collection[str] = ()) -> int:
+        """Bring the destination's copy of the layer up to date; returns bytes sent."""
+        sent = self.layer.send_pass(self.peer, again)
+        self.peer.expect_ok(self.left() if self.frozen else 120)
+        return sent
+
+    def left(self) -> float:
+        """Seconds until the deadline of the blackout. Raises EmulabError once it has passed."""
+        left = (self.report.freeze_s or clock.now()) + self.options.deadline_s - clock.now()
+        if left <= 0:
+            raise EmulabError(f"the guest was frozen for {self.options.deadline_s:g} s: giving up")
+        return left
+
+    def finish(self, outcome: str, reason: str) -> None:
+        """Complete the report."""
+        report = self.report
+        report.outcome, report.reason = outcome, reason
+        report.bytes_on_wire = self._peer.bytes_out if self._peer else 0
+        report.bytes_of_pages = sum(item.bytes for item in report.rounds)
+        report.pages_distinct, report.pages_zero = self.sender.distinct_pages, self.sender.zero_pages
+        report.end_s = self.timeline.mark("migration", "end", outcome=outcome, **self._labels())
+
+    def _labels(self) -> dict[str, Any]:
+        return {"vm": self.report.vm, "from": self.report.source, "to": self.report.destination, "strategy": self.report.strategy}
+
+    def _close(self) -> None:
+        if self.tracker:
+            self.tracker.close()
+        if self.dump:
+            self.dump.close()
+        if self._peer:
+            self._peer.close()
+        shutil.rmtree(self.folder, ignore_errors=True)

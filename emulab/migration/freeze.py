@@ -1,0 +1,74 @@
+"""The freeze: every task stopped at a moment at which the guest can be saved, its frames on their way to the destination."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emulab import clock
+from emulab.errors import EmulabError
+from emulab.migration import guestnet
+from emulab.migration.mapped import mapped_files
+from emulab.node import link
+from emulab.node.guest import Guest, is_zombie
+
+if TYPE_CHECKING:
+    from emulab.migration.departure import Departure
+
+_TRIES = 100
+
+
+def bring_to_rest(leaving: Departure) -> None:
+    """Stop every task at a moment at which none is a zombie and no connection is without an owner, and steer its frames away."""
+    guest, report = leaving.guest, leaving.report
+    leaving.mapped = mapped_files(guest.cgroup.pids())  # a file mapped later than this pass shows it by its time
+    if leaving.tracker:
+        guest.cgroup.lift_quota()
+        leaving.tracker.arm(guest.cgroup.pids())
+    leaving.neighbours = guestnet.neighbours(guest.pid, leaving.runner)
+    for _ in range(_TRIES):
+        guest.cgroup.lift_quota()
+        leaving.frozen = True
+        asked = clock.now()
+        instant = guest.cgroup.freeze()
+        if _quiet(guest):
+            leaving.peer.ask("hold", timeout_s=5)
+            link.port_block(guest.spec.port, leaving.runner)
+            time.sleep(0.001)  # frames already on their way into the guest
+            if _quiet(guest):
+                leaving.peer.send("announce")
+                break
+        let_run(leaving)
+        time.sleep(0.004)
+    else:
+        raise EmulabError(
+            f"the guest never came to rest: a zombie or a connection that nobody accepts in {_TRIES} tries",
+            hint="give the web server more workers, or try under less load",
+        )
+    report.freeze_s = instant
+    leaving.timeline.mark("migration.freeze", "begin", at=asked)
+    report.tasks = len(guest.cgroup.pids())
+    report.tcp_established = guestnet.established(guest.pid)
+    report.phases["freeze"] = leaving.timeline.mark("migration.freeze", "end", tasks=report.tasks) - asked
+
+
+def let_run(leaving: Departure) -> None:
+    """Back to normal operation here."""
+    guestnet.let_run(leaving.guest, leaving.runner)
+    leaving.frozen = False
+
+
+def _quiet(guest: Guest) -> bool:
+    """No unowned connection, and no exited child that its frozen parent cannot reap (CRIU would retry that for 10 s)."""
+    if guestnet.in_flight(guest.pid):
+        return False
+    tasks = set(guest.cgroup.pids())
+    for pid in tasks:
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except OSError:
+            return False
+        if any(int(child) not in tasks and is_zombie(int(child)) for child in children):
+            return False
+    return True

@@ -1,0 +1,55 @@
+"""Ways to move a guest. Each is a list of steps of a ``Departure``; what a step does is described there.
+
+Until ``commit`` every error resumes the guest on its source; ``release`` ends the frozen original.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from emulab.migration.departure import Departure
+
+
+class Strategy(Protocol):
+    """One way to move a guest. ``run`` may raise anything: its caller undoes what was done."""
+
+    name: str
+
+    def run(self, guest: Departure) -> None: ...
+
+
+class StopAndCopy:
+    """Suspend, copy, resume: the guest stands still while all of its memory and its writable layer travel."""
+
+    name = "stop-and-copy"
+
+    def run(self, guest: Departure) -> None:
+        guest.check()
+        guest.reach_destination()
+        guest.freeze()
+        guest.copy_layer()
+        guest.dump_and_send()
+        guest.restore_there()
+        guest.commit()
+        guest.release()
+
+
+class PreCopy:
+    """Layer and memory travel in rounds while the guest runs; only what the last round left is copied inside the freeze."""
+
+    name = "pre-copy"
+
+    def run(self, guest: Departure) -> None:
+        guest.check()
+        guest.reach_destination()
+        guest.copy_layer()
+        guest.rounds()
+        guest.freeze()
+        guest.dump_and_send()
+        guest.restore_there()
+        guest.commit()
+        guest.release()
+
+
+STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in (PreCopy(), StopAndCopy())}
