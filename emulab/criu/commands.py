@@ -40,8 +40,9 @@ class CriuCall:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-def _shim(*, write_protect: bool, final: bool) -> dict[str, str]:
-    env = {"LD_PRELOAD": SHIM}
+def _shim(freezer: str, *, write_protect: bool, final: bool) -> dict[str, str]:
+    # The list of tasks is for the thread that asks about their mappings ahead of CRIU.
+    env = {"LD_PRELOAD": SHIM, "EMULAB_SHIM_TASKS": f"{freezer}/cgroup.procs"}
     if write_protect:
         env["EMULAB_SHIM_WP"] = "1"
     if final:
@@ -60,7 +61,7 @@ def pre_dump(*, pid: int, images: Path, parent: Path | None, rootfs: str, freeze
             "criu", "pre-dump", "-t", str(pid), "-D", str(images), "-o", "pre-dump.log", VERBOSITY, "--track-mem", *_parent(parent),
             *_SHARED, "--freeze-cgroup", freezer, "--root", rootfs,
         ),
-        _shim(write_protect=write_protect, final=False),
+        _shim(freezer, write_protect=write_protect, final=False),
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def dump(
             "criu", "dump", "-t", str(pid), "-D", str(images), "-o", "dump.log", VERBOSITY, *track, *_parent(parent),
             *_SHARED, "--freeze-cgroup", freezer, "--root", rootfs, "--action-script", HOOK, "--timeout", str(timeout_s),
         ),
-        {**_shim(write_protect=write_protect, final=True), "EMULAB_HOOK_SOCKET": hook_socket},
+        {**_shim(freezer, write_protect=write_protect, final=True), "EMULAB_HOOK_SOCKET": hook_socket},
     )  # fmt: skip
 
 

@@ -74,7 +74,13 @@ def test_without_rounds_before_it_the_final_dump_tracks_nothing():
 
 def test_write_protect_tells_the_shim():
     assert "EMULAB_SHIM_WP" not in pre_dump().env
-    assert pre_dump(write_protect=True).env == {"LD_PRELOAD": "/usr/local/lib/emulab/shim.so", "EMULAB_SHIM_WP": "1"}
+    assert pre_dump(write_protect=True).env == {**pre_dump().env, "EMULAB_SHIM_WP": "1"}
+
+
+def test_the_shim_is_told_where_the_tasks_are_listed():
+    for call in (pre_dump(), dump()):
+        assert call.env["LD_PRELOAD"] == "/usr/local/lib/emulab/shim.so"
+        assert call.env["EMULAB_SHIM_TASKS"] == f"{FREEZER}/cgroup.procs"
 
 
 def test_only_the_final_dump_is_told_to_be_final():
