@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help experiment test doctor up down gc ui report lint types test-unit bootstrap bootstrap-dev
+.PHONY: help experiment bench test doctor up down gc ui report lint types test-unit bootstrap bootstrap-dev
 
 # What a scenario says is changed by USERS=100 STEADY=120 SEED=1 RATE=100mbit and SET='key=value key=value';
 # SCENARIO= is a shipped scenario's name or a file.
@@ -20,6 +20,9 @@ help: ## list the targets
 
 experiment: bootstrap ## run an experiment: USERS=100 STEADY=120 SCENARIO=one-migration SEED=1
 	@$(EMULAB) experiment --repair $(scenario) $(settings)
+
+bench: bootstrap ## our migration beside stock CRIU, about half an hour: REPETITIONS=5 QUICK=1 ONLY="web idle" RESUME=runs/bench/latest
+	@$(EMULAB) bench --repair $(if $(REPETITIONS),--repetitions '$(REPETITIONS)') $(if $(QUICK),--quick) $(foreach one,$(ONLY),--only '$(one)') $(if $(RESUME),--resume '$(RESUME)')
 
 test: bootstrap-dev ## everything that CI runs: lint, types and all tests
 	@$(EMULAB) doctor --fix --tests

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import emulab
-from emulab.cli import doctor, experiment, inspect, migrate, nodes, reports, ui, vm
+from emulab.cli import bench, doctor, experiment, inspect, migrate, nodes, reports, ui, vm
 
 app = typer.Typer(
     name="emulab",
@@ -52,6 +52,7 @@ app.command("gc")(nodes.gc)
 app.command("status")(nodes.status)
 app.command("migrate")(migrate.migrate)
 app.command("ui")(ui.ui)
+app.command("bench")(bench.bench)
 app.command("report")(reports.report)
 app.command("compare")(reports.compare)
 app.add_typer(vm.app, name="vm")

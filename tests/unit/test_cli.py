@@ -52,7 +52,7 @@ def cli(monkeypatch, capsys, tmp_path):
 
 COMMANDS = (
     (), ("experiment",), ("validate",), ("schema",), ("doctor",), ("up",), ("down",), ("gc",), ("status",), ("migrate",), ("ui",),
-    ("report",), ("compare",), ("vm",), ("vm", "list"), ("vm", "start"), ("vm", "stop"), ("vm", "exec"), ("vm", "logs"), ("link",),
+    ("bench",), ("report",), ("compare",), ("vm",), ("vm", "list"), ("vm", "start"), ("vm", "stop"), ("vm", "exec"), ("vm", "logs"), ("link",),
     ("link", "show"), ("link", "set"), ("link", "measure"),
 )  # fmt: skip
 
