@@ -51,9 +51,10 @@ def cli(monkeypatch, capsys, tmp_path):
 
 
 COMMANDS = (
-    (), ("experiment",), ("validate",), ("schema",), ("doctor",), ("up",), ("down",), ("gc",), ("status",), ("migrate",), ("ui",), ("bench",),
-    ("report",), ("compare",), ("vm",), ("vm", "list"), ("vm", "start"), ("vm", "stop"), ("vm", "exec"), ("vm", "logs"), ("link",),
-    ("link", "show"), ("link", "set"), ("link", "measure"),
+    (), ("experiment",), ("validate",), ("schema",), ("doctor",), ("up",), ("down",), ("gc",), ("status",), ("migrate",), ("ui",),
+    ("bench",), ("report",), ("compare",),
+    ("vm",), ("vm", "list"), ("vm", "start"), ("vm", "stop"), ("vm", "exec"), ("vm", "logs"),
+    ("link",), ("link", "show"), ("link", "set"), ("link", "measure"),
 )  # fmt: skip
 
 
