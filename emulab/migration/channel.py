@@ -113,6 +113,11 @@ class Peer:
             raise PeerError(f"the other agent answered {answer.kind!r} out of turn")
         return answer.fields
 
+    def cut(self) -> None:
+        """End the connection from another thread: whoever sends or receives on it now gets PeerLostError."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._connection.close()

@@ -24,6 +24,7 @@ class InDoubtError(EmulabError):
 def decide(leaving: Departure) -> None:
     """Tell the destination to let the guest run. Raises EmulabError if it does not have it, InDoubtError if that cannot be known."""
     report, timeline = leaving.report, leaving.timeline
+    leaving.control.pass_commit()
     journal.record(leaving.key, "commit", role="source", vm=leaving.guest.spec.name, to=report.destination)
     started = timeline.mark("migration.commit")
     try:

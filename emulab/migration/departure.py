@@ -15,23 +15,37 @@ from emulab.command import Runner
 from emulab.criu import commands
 from emulab.criu.tracker import DirtyTracker
 from emulab.errors import EmulabError
-from emulab.migration import commit, freeze, journal, precopy, undo
+from emulab.migration import commit, freeze, journal, undo
 from emulab.migration.channel import Peer
+from emulab.migration.control import Control
 from emulab.migration.destination import IMAGES
 from emulab.migration.dump import FinalDump, pages_in
 from emulab.migration.images import FolderSender
+from emulab.migration.inventory import layer_bytes, take_inventory
 from emulab.migration.layer import LayerSender
 from emulab.migration.model import Options, Report, Timeline
 from emulab.migration.pages import PAGE, PageSender
+from emulab.migration.plan import compression, foresee, make_plan
+from emulab.migration.precopy import PreCopyRounds
+from emulab.migration.predict import Machine, Prediction, Wire
+from emulab.migration.progress import Progress
 from emulab.migration.rounds import Round
 from emulab.migration.strategies import STRATEGIES
+from emulab.migration.throttle import Throttle
 from emulab.node.guest import Guest, Guests
 
 Connect = Callable[[], Peer]
 
+_FIRST_GUESS = 0.4  # bytes on the wire per byte of pages, until a round has told
+_FILES_RATIO = 0.5
+
 
 class Departure:
-    """One guest leaving. ``connect`` opens a connection to the destination's agent; ``link_bytes_s`` is the link's payload rate."""
+    """One guest leaving.
+
+    ``connect`` opens a connection to the destination's agent; ``link_bytes_s`` is the payload rate that this migration may use;
+    ``machine`` knows what things cost here, and learns; ``control`` is how others reach the migration while it is under way.
+    """
 
     def __init__(
         self,
@@ -45,6 +59,8 @@ class Departure:
         timeline: Timeline,
         key: str,
         link_bytes_s: float,
+        machine: Machine,
+        control: Control,
     ) -> None:
         self.guest = guest
         self.connect = connect
@@ -54,7 +70,12 @@ class Departure:
         self.report = report
         self.timeline = timeline
         self.key = key
-        self.link_bytes_s = link_bytes_s
+        self.machine = machine
+        self.control = control
+        self.wire = Wire(link_bytes_s, _FIRST_GUESS)
+        self.prediction: Prediction | None = None
+        self.expected_blackout_s = 0.0
+        self.throttle: Throttle | None = None
         self.folder = IMAGES / f"out-{key}"
         self.sender = PageSender()
         self.layer = LayerSender(guest.rootfs.upper)
@@ -93,11 +114,22 @@ class Departure:
     # -- steps, in the order in which they may come ------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Before anything is staged: raises EmulabError if this guest cannot move."""
+        """Before anything is staged: raises EmulabError if this guest cannot move, or not as fast as was asked for."""
+        options, guest = self.options, self.guest
+        if options.max_blackout_s is not None:
+            plan = make_plan(guest, options, self.wire.link_bytes_s, self.machine, self.control.pause)
+            self.expect(plan.blackout)
+            self._refuse_too_long()
+        elif not STRATEGIES[options.strategy].has_rounds:
+            pids = guest.cgroup.pids()
+            wire = Wire(self.wire.link_bytes_s, compression(pids))
+            files = layer_bytes(guest.rootfs.upper)
+            self.expect(foresee(take_inventory(pids), options, wire, self.machine, dirty_pages_per_s=0.0, files_bytes=files).blackout)
 
     def reach_destination(self) -> None:
         """Connect, and let the destination prepare everything that needs no guest."""
         self._peer = self.connect()
+        self.control.on_abort(self._peer.cut)
         # For a successor of this agent: whatever the journal says of this guest's earlier moves is over.
         journal.record(self.key, "prepared", role="source", vm=self.guest.spec.name)
         self.folder.mkdir(parents=True)
@@ -109,16 +141,19 @@ class Departure:
     def copy_layer(self) -> None:
         """All of the writable layer; later passes carry only what changed since."""
         started = self.timeline.mark("migration.layer", "begin")
-        self.report.layer_bytes += self.layer_pass()
+        with Progress(self, "layer", expected_bytes=_FILES_RATIO * layer_bytes(self.guest.rootfs.upper)):
+            self.report.layer_bytes += self.layer_pass()
         self._layer_copied = True
         self.report.phases["layer"] = self.timeline.mark("migration.layer", "end", bytes=self.report.layer_bytes) - started
 
     def rounds(self) -> None:
         """Pre-copy: memory in rounds while the guest runs, until the stop rule ends them."""
-        precopy.run_rounds(self)
+        PreCopyRounds(self).run()
+        self._refuse_too_long()
 
     def freeze(self) -> None:
         """The blackout begins: every task stops, frames for the guest are steered to the destination and held there."""
+        self.control.check()
         if self._layer_copied:
             self.report.layer_bytes += self.layer_pass()
         freeze.bring_to_rest(self)
@@ -140,7 +175,7 @@ class Departure:
         )
         self.dump = FinalDump(call, images, IMAGES / f"dump-{self.key}.sock")
         stream = FolderSender(self.peer, images, self.sender)
-        self.dump.wait_until_dumped(self.left(), meanwhile=stream.poll)
+        self.dump.wait_until_dumped(self.left(), meanwhile=stream.poll, check=self.control.check)
         dumped = self.timeline.mark("migration.dump", "end")
         self.report.phases["dump"] = dumped - started
         self.timeline.mark("migration.transfer", "begin", at=dumped)
@@ -174,6 +209,7 @@ class Departure:
         started = self.timeline.mark("migration.restore", "begin")
         chain = [folder.name for folder in self.chain]
         self.peer.ask("restore", folder="final", chain=chain, neighbours=self.neighbours, timeout_s=self.left())
+        self.control.check()
         self.report.phases["restore"] = self.timeline.mark("migration.restore", "end") - started
 
     def commit(self) -> None:
@@ -190,6 +226,9 @@ class Departure:
             self.tracker.close()
             self.tracker = None
         self.guests.discard(self.guest)
+        if self.prediction:
+            phases = self.report.phases
+            self.machine.saw_blackout(self.prediction, dump_s=phases["dump"], restore_s=phases["restore"])
         self.finish("committed", "")
 
     # -- what steps share --------------------------------------------------------------------------------------------------------------
@@ -199,6 +238,26 @@ class Departure:
         sent = self.layer.send_pass(self.peer, again)
         self.peer.expect_ok(self.left() if self.frozen else 120)
         return sent
+
+    def limit_guest(self) -> None:
+        """The guest's CPU limit, after it was lifted for a stop."""
+        if self.throttle:
+            self.throttle.apply()
+        else:
+            self.guest.cgroup.set_quota(self.guest.spec.vcpus)
+
+    def expect(self, blackout: Prediction) -> None:
+        """Remember the newest prediction of the blackout, in the report too."""
+        self.prediction, self.expected_blackout_s = blackout, blackout.total_s
+        self.report.predicted_blackout_s, self.report.predicted = blackout.total_s, blackout.parts()
+
+    def _refuse_too_long(self) -> None:
+        longest, expected = self.options.max_blackout_s, self.expected_blackout_s
+        if longest is not None and expected > longest:
+            raise EmulabError(
+                f"the predicted blackout of {expected * 1000:.0f} ms is longer than the {longest * 1000:.0f} ms allowed",
+                hint="try at less load, with fewer tasks, or with --auto-converge; emulab migrate --plan shows what it consists of",
+            )
 
     def left(self) -> float:
         """Seconds until the deadline of the blackout. Raises EmulabError once it has passed."""

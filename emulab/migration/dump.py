@@ -33,9 +33,11 @@ class FinalDump:
         self._decided.wait()
         return self._commit
 
-    def wait_until_dumped(self, timeout_s: float, meanwhile: Callable[[], None]) -> None:
+    def wait_until_dumped(self, timeout_s: float, meanwhile: Callable[[], None], check: Callable[[], None]) -> None:
+        """``meanwhile`` is called again and again to make use of the time; ``check`` may raise to give up."""
         end = clock.now() + timeout_s
         while not self._dumped.wait(0.005):
+            check()
             meanwhile()
             if self._process.poll() is not None:
                 raise EmulabError(f"CRIU dump failed: {read_deciding_line(self._images / 'dump.log')}")

@@ -13,13 +13,16 @@ from emulab.migration.rounds import Round
 from emulab.migration.strategies import STRATEGIES
 
 Emit = Callable[[dict[str, Any]], None]
+Pause = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Options:
     """How to migrate.
 
-    ``freeze_budget_s``: blackout aimed for. ``deadline_s``: longest time frozen before the source is resumed. ``hold_at``: for fault
+    ``freeze_budget_s``: blackout aimed for. ``min_rounds``, ``max_rounds``: of pre-copy. ``max_blackout_s``: longest blackout allowed: a
+    migration that is predicted to exceed it does not happen. ``deadline_s``: longest time frozen before the source is resumed.
+    ``auto_converge``: throttle a guest that writes too fast. ``link_budget_bit_s``: of the line, 0 for all of it. ``hold_at``: for fault
     tests: stand still for so many seconds at the beginning of a phase (its name in the timeline without "migration.": layer, round,
     freeze, dump, transfer, restore, commit, resume).
     """
@@ -28,7 +31,11 @@ class Options:
     dirty_tracker: str = "auto"
     freeze_budget_s: float = 0.3
     max_rounds: int = 8
+    min_rounds: int = 1
     deadline_s: float = 20.0
+    auto_converge: bool = False
+    max_blackout_s: float | None = None
+    link_budget_bit_s: int = 0
     hold_at: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -67,6 +74,9 @@ class Report:
     tcp_established: int = 0
     stop_rule: str = ""
     stop_reason: str = ""
+    predicted_blackout_s: float | None = None
+    predicted: dict[str, float] = field(default_factory=dict)  # its parts
+    throttle: list[dict[str, float]] = field(default_factory=list)  # steps: instant, share of CPU withheld, vCPUs left
     phases: dict[str, float] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)  # instants of CRIU's restore hooks
 
@@ -87,18 +97,21 @@ class AbortedError(MigrationError):
 
 
 class Timeline:
-    """Emits the phases of one migration as rows of ``timeline.ndjson``. ``hold_at``: see ``Options``."""
+    """Emits the phases of one migration as rows of ``timeline.ndjson``. ``hold_at``: see ``Options``; ``pause``: how to wait."""
 
-    def __init__(self, emit: Emit, source: str, migration: int, hold_at: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, emit: Emit, source: str, migration: int, hold_at: Mapping[str, float] | None = None, pause: Pause = time.sleep
+    ) -> None:
         self._emit = emit
         self._source = source
         self._id = migration
         self._hold_at = hold_at or {}
+        self._pause = pause
 
     def mark(self, name: str, kind: str = "event", *, at: float | None = None, **fields: Any) -> float:
         """Emit one row and return its instant. ``at``: an instant in the past, otherwise now."""
         instant = clock.now() if at is None else at
         self._emit({"mono_s": instant, "wall": clock.wall(), "source": self._source, "name": name, "kind": kind, "id": self._id, **fields})
         if kind != "end" and (held_s := self._hold_at.get(name.removeprefix("migration."))):
-            time.sleep(held_s)
+            self._pause(held_s)
         return instant

@@ -11,94 +11,162 @@ from emulab.criu import commands, tracker
 from emulab.criu.log import read_deciding_line
 from emulab.criu.stats import read_dump_stats
 from emulab.errors import EmulabError
+from emulab.migration.dirty import DirtyPages
 from emulab.migration.dump import is_traced, pages_in, start
 from emulab.migration.images import send_folder
+from emulab.migration.inventory import count_mappings, take_inventory
 from emulab.migration.pages import PAGE
+from emulab.migration.predict import Prediction, Rest, Wire, predict
+from emulab.migration.progress import Progress
 from emulab.migration.rounds import Round, StopRule
+from emulab.migration.throttle import Throttle
 
 if TYPE_CHECKING:
     from emulab.migration.departure import Departure
 
+_FEW_PAGES = 256  # of fewer, the wire tells more about headers than about pages
 
-def run_rounds(leaving: Departure) -> None:
-    """Rounds until the stop rule says so; rule and reason go into the report."""
-    leaving.tracker = tracker.choose(leaving.options.dirty_tracker)
-    report = leaving.report
-    report.dirty_tracker = leaving.tracker.name
-    rule = StopRule(leaving.options.freeze_budget_s, leaving.options.max_rounds)
-    report.stop_rule = (
-        f"predicted blackout within {rule.budget_s:g} s, or {rule.max_rounds} rounds, or not converging, or dirty pages negligible"
-    )
-    while True:
-        last, transfer_s = _round(leaving, len(report.rounds) + 1, rule, leaving.tracker)
-        report.rounds.append(last)
-        decision = rule.decide(report.rounds, transfer_s=transfer_s)
-        if decision.stop:
+
+class PreCopyRounds:
+    """The rounds of one departure. ``run`` returns once the stop rule says so; rule, reason and prediction go into the report."""
+
+    def __init__(self, leaving: Departure) -> None:
+        self._leaving = leaving
+        options = leaving.options
+        self._tracker = leaving.tracker = tracker.choose(options.dirty_tracker)
+        self._dirty = DirtyPages(write_protect=self._tracker.write_protect)
+        self._rule = StopRule(options.freeze_budget_s, options.max_rounds, options.min_rounds)
+        self._found = take_inventory(leaving.guest.cgroup.pids())
+        leaving.throttle = Throttle(leaving.guest.cgroup, leaving.guest.spec.vcpus)
+        leaving.report.dirty_tracker = self._tracker.name
+        leaving.report.stop_rule = str(self._rule)
+
+    def run(self) -> None:
+        leaving, rounds = self._leaving, self._leaving.report.rounds
+        while True:
+            leaving.control.check()
+            last, prediction = self._round(len(rounds) + 1)
+            rounds.append(last)
+            decision = self._rule.decide(rounds, prediction)
+            if not decision.stop or (decision.diverging and leaving.options.auto_converge and self._tighten(decision.reason)):
+                continue
             break
-    report.stop_reason = decision.reason
-    leaving.timeline.mark("migration.stop_rule", reason=decision.reason, predicted_blackout_s=last.predicted_blackout_s)
+        report = leaving.report
+        report.stop_reason = decision.reason
+        leaving.expect(prediction)
+        leaving.timeline.mark(
+            "migration.stop_rule", reason=decision.reason, predicted_blackout_s=prediction.total_s, predicted=prediction.parts()
+        )
 
+    def _tighten(self, reason: str) -> bool:
+        """Withhold more CPU from the guest; False if there is nothing left to withhold."""
+        leaving = self._leaving
+        if not (leaving.throttle and leaving.throttle.tighter()):
+            return False
+        share, vcpus = leaving.throttle.share, round(leaving.throttle.vcpus, 4)
+        at = leaving.timeline.mark("migration.throttle", share=share, vcpus=vcpus, reason=reason)
+        leaving.report.throttle.append({"at_s": at, "share": share, "vcpus": vcpus})
+        return True
 
-def _round(leaving: Departure, number: int, rule: StopRule, dirty: tracker.DirtyTracker) -> tuple[Round, float]:
-    """One pre-dump: freeze for milliseconds, take the pages written since the last one, send them while the guest runs."""
-    started = leaving.timeline.mark("migration.round", "begin", n=number)
-    before = leaving.peer.bytes_out
-    images = leaving.folder / str(number)
-    images.mkdir()
-    tasks = leaving.guest.cgroup.pids()
-    leaving.guest.cgroup.lift_quota()  # a throttled task could not reach its stop before the next period
-    try:
-        dirty.arm(tasks)
-        frozen_s = _pre_dump(leaving, images, dirty)
-    finally:
-        leaving.guest.cgroup.set_quota(leaving.guest.spec.vcpus)
-    stats = read_dump_stats(images)
-    send_folder(leaving.peer, images, leaving.sender)
-    leaving.peer.expect_ok(120)
-    leaving.chain.append(images)
-    layer_bytes = leaving.layer_pass()
-    ended = clock.now()
-    pages = pages_in(images)
-    frozen_s = frozen_s or (stats.freezing_us + stats.frozen_us) / 1e6
-    since = ended - (leaving.report.rounds[-1].start_s if leaving.report.rounds else started)
-    predicted, transfer_s = rule.predict(frozen_s=frozen_s, tasks=len(tasks), pages=pages, link_bytes_per_s=leaving.link_bytes_s)
-    result = Round(
-        n=number,
-        kind="pre-dump",
-        start_s=started,
-        duration_s=ended - started,
-        frozen_s=frozen_s,
-        pages=pages,
-        bytes=pages * PAGE,
-        bytes_on_wire=leaving.peer.bytes_out - before,
-        layer_bytes=layer_bytes,
-        predicted_blackout_s=predicted,
-        dirty_pages_per_s=pages / since if number > 1 else 0.0,
-    )
-    leaving.timeline.mark("migration.round", "end", at=ended, n=number, pages=pages, bytes=result.bytes_on_wire, frozen_s=frozen_s)
-    return result, transfer_s
+    def _round(self, number: int) -> tuple[Round, Prediction]:
+        """One pre-dump: freeze for milliseconds, take the pages written since the last one, send them while the guest runs."""
+        leaving, guest = self._leaving, self._leaving.guest
+        previous = leaving.report.rounds[-1] if leaving.report.rounds else None
+        expected = leaving.wire.bytes(previous.dirty_pages if previous else self._found.distinct_pages)
+        started = leaving.timeline.mark("migration.round", "begin", n=number)
+        with Progress(leaving, "round", expected_bytes=expected, number=number):
+            before = leaving.peer.bytes_out
+            images = leaving.folder / str(number)
+            images.mkdir()
+            tasks = guest.cgroup.pids()
+            guest.cgroup.lift_quota()  # a throttled task could not reach its stop before the next period
+            try:
+                self._tracker.arm(tasks)
+                frozen_s, clean_since = self._pre_dump(images)
+            finally:
+                leaving.limit_guest()
+            distinct, sending = leaving.sender.distinct_pages, clock.now()
+            send_folder(leaving.peer, images, leaving.sender)
+            leaving.peer.expect_ok(120)
+            sent_s, image_bytes = clock.now() - sending, leaving.peer.bytes_out - before
+            leaving.chain.append(images)
+            layer_bytes = leaving.layer_pass()
+        stats = read_dump_stats(images)
+        frozen_s = frozen_s or (stats.freezing_us + stats.frozen_us) / 1e6
+        pages, mappings = pages_in(images), count_mappings(tasks)
+        # What the guest writes again will hardly be repeats of other pages: of the first round, only distinct pages count.
+        fresh = pages if number > 1 else leaving.sender.distinct_pages - distinct
+        self._learn_wire(pages, fresh, image_bytes, sent_s)
+        leaving.machine.saw_round(frozen_s=frozen_s, tasks=len(tasks), mappings=mappings, pages=pages)
+        dirty = self._dirty.count(guest.cgroup.pids())
+        ended = clock.now()
+        rest = Rest(
+            tasks=len(tasks),
+            mappings=mappings,
+            pages=dirty + self._found.shared_pages,
+            all_pages=self._found.own_pages + self._found.shared_pages,
+        )
+        prediction = predict(rest, leaving.wire, leaving.machine)
+        leaving.expected_blackout_s = prediction.total_s
+        result = Round(
+            n=number,
+            kind="pre-dump",
+            start_s=started,
+            duration_s=ended - started,
+            frozen_s=frozen_s,
+            pages=pages,
+            bytes=pages * PAGE,
+            bytes_on_wire=leaving.peer.bytes_out - before,
+            layer_bytes=layer_bytes,
+            predicted_blackout_s=prediction.total_s,
+            dirty_pages_per_s=dirty / max(0.001, ended - clean_since),
+            dirty_pages=dirty,
+            throttle=leaving.throttle.share if leaving.throttle else 0.0,
+        )
+        leaving.timeline.mark(
+            "migration.round", "end", at=ended, n=number, pages=pages, bytes=result.bytes_on_wire, frozen_s=frozen_s, dirty_pages=dirty,
+            predicted_blackout_s=prediction.total_s, throttle=result.throttle,
+        )  # fmt: skip
+        return result, prediction
 
+    def _learn_wire(self, pages: int, fresh: int, sent_bytes: int, sent_s: float) -> None:
+        """What a page costs on the wire and in time, from a round that sent enough of them."""
+        wire = self._leaving.wire
+        ratio, page_s = wire.ratio, wire.page_s
+        if fresh >= _FEW_PAGES:
+            ratio = min(1.1, max(0.01, sent_bytes / (fresh * PAGE)))
+        if pages >= _FEW_PAGES:
+            page_s = sent_s / pages
+        self._leaving.wire = Wire(wire.link_bytes_s, ratio, page_s)
 
-def _pre_dump(leaving: Departure, images: Path, dirty: tracker.DirtyTracker) -> float:
-    """Run CRIU; the vCPU limit is back as soon as the guest runs again. Returns how long it was stopped, seen from outside."""
-    call = commands.pre_dump(
-        pid=leaving.guest.pid,
-        images=images,
-        parent=leaving.chain[-1] if leaving.chain else None,
-        rootfs=str(leaving.guest.rootfs.merged),
-        freezer=leaving.guest.cgroup.freezer_path(),
-        write_protect=dirty.write_protect,
-    )
-    process = start(call)
-    stopped_at = resumed_at = 0.0
-    while process.poll() is None:
-        traced = is_traced(leaving.guest.pid)
-        if traced and not stopped_at:
-            stopped_at = clock.now()
-        elif stopped_at and not traced and not resumed_at:
-            resumed_at = clock.now()
-            leaving.guest.cgroup.set_quota(leaving.guest.spec.vcpus)
-        time.sleep(0.002)
-    if process.returncode != 0:
-        raise EmulabError(f"CRIU pre-dump failed: {read_deciding_line(images / 'pre-dump.log')}")
-    return resumed_at - stopped_at if resumed_at else 0.0
+    def _pre_dump(self, images: Path) -> tuple[float, float]:
+        """Run CRIU; the vCPU limit is back as soon as the guest runs again.
+
+        Returns how long it was stopped, seen from outside (0 if that was too short to see), and when it ran again.
+        """
+        leaving, guest = self._leaving, self._leaving.guest
+        call = commands.pre_dump(
+            pid=guest.pid,
+            images=images,
+            parent=leaving.chain[-1] if leaving.chain else None,
+            rootfs=str(guest.rootfs.merged),
+            freezer=guest.cgroup.freezer_path(),
+            write_protect=self._tracker.write_protect,
+        )
+        process = start(call)
+        stopped_at = resumed_at = 0.0
+        while process.poll() is None:
+            traced = is_traced(guest.pid)
+            if traced and not stopped_at:
+                stopped_at = clock.now()
+            elif stopped_at and not traced and not resumed_at:
+                resumed_at = clock.now()
+                leaving.limit_guest()
+            if resumed_at and leaving.control.abort_requested:
+                process.kill()  # it only writes files now: the guest is out of its hands
+                process.wait()
+                leaving.control.check()
+            time.sleep(0.002)
+        if process.returncode != 0:
+            raise EmulabError(f"CRIU pre-dump failed: {read_deciding_line(images / 'pre-dump.log')}")
+        return (resumed_at - stopped_at, resumed_at) if resumed_at else (0.0, clock.now())

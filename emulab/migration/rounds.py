@@ -1,13 +1,6 @@
 """When to stop pre-copying: a freeze budget compared with a prediction, a cap, and two rules against rounds that cannot help.
 
-The prediction of the blackout after round n is::
-
-    freeze and dump    frozen_s(n) scaled from a pre-dump to a final dump
-    restore            tasks x restore cost of one task
-    transfer           pages written during the last round x 4096 / rate of the link
-    fixed              commit, hooks, network
-
-Costs per task start from values measured on Apache prefork workers with 170-240 mappings and follow the measured rounds.
+Where the prediction comes from is in ``predict.py``.
 """
 
 from __future__ import annotations
@@ -15,20 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PAGE = 4096
-# Measured: a final dump takes about 1.7 times the freeze of a pre-dump of the same tasks (it also saves files, sockets and registers).
-DUMP_PER_PRE_DUMP = 1.7
-RESTORE_PER_TASK_S = 0.006
-FIXED_S = 0.08
-# A round that leaves more than this share of the pages of the one before is not converging.
+from emulab.migration.predict import Prediction
+
+# A round during which the guest wrote more than this share of what the round sent is not converging.
 DIVERGENCE = 0.9
 # Once the transfer is below this share of the predicted blackout, another round cannot shorten it noticeably.
 NEGLIGIBLE = 0.1
+# Rounds of a throttled guest that are allowed beyond the cap: one for each step of the throttle.
+THROTTLED_ROUNDS = 9
 
 
 @dataclass(frozen=True)
 class Round:
-    """One finished round. Bytes and pages as counted by CRIU; ``bytes_on_wire`` after deduplication and compression."""
+    """One finished round. Bytes and pages as counted by CRIU; ``bytes_on_wire`` after deduplication and compression.
+
+    ``dirty_pages``: written by the guest since this round's pages were taken, counted at the round's end; ``dirty_pages_per_s``: the same
+    per second. ``throttle``: share of its CPU that was withheld from the guest.
+    """
 
     n: int
     kind: str
@@ -41,43 +37,49 @@ class Round:
     layer_bytes: int
     predicted_blackout_s: float
     dirty_pages_per_s: float
+    dirty_pages: int = 0
+    throttle: float = 0.0
 
 
 @dataclass(frozen=True)
 class Decision:
+    """``diverging``: more rounds of this kind cannot help because the guest writes too fast."""
+
     stop: bool
     reason: str
+    diverging: bool = False
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """``budget_s``: the blackout that is aimed for; ``max_rounds``: pre-dumps at most."""
+    """``budget_s``: the blackout that is aimed for; ``max_rounds``: pre-dumps at most, those of a throttled guest not counted;
+    ``min_rounds``: at least.
+    """
 
     budget_s: float = 0.3
     max_rounds: int = 8
+    min_rounds: int = 1
 
-    def predict(self, *, frozen_s: float, tasks: int, pages: int, link_bytes_per_s: float) -> tuple[float, float]:
-        """Expected blackout and the part of it that is transfer of dirty pages, in seconds."""
-        transfer = pages * PAGE / link_bytes_per_s
-        return frozen_s * DUMP_PER_PRE_DUMP + tasks * RESTORE_PER_TASK_S + transfer + FIXED_S, transfer
+    def __str__(self) -> str:
+        return f"predicted blackout within {self.budget_s:g} s, or {self.max_rounds} rounds, or not converging, or dirty pages negligible"
 
-    def decide(self, rounds: Sequence[Round], *, transfer_s: float) -> Decision:
-        """After a round: stop, and why. ``transfer_s``: from ``predict`` for the last round."""
-        last = rounds[-1]
-        if last.predicted_blackout_s <= self.budget_s:
-            return Decision(
-                stop=True, reason=f"predicted blackout {last.predicted_blackout_s:.3f} s is within the budget of {self.budget_s:g} s"
-            )
-        if len(rounds) >= self.max_rounds:
-            return Decision(stop=True, reason=f"round cap of {self.max_rounds} reached")
-        if len(rounds) < 2:
-            return Decision(stop=False, reason="first round")
-        if transfer_s <= NEGLIGIBLE * last.predicted_blackout_s:
+    def decide(self, rounds: Sequence[Round], prediction: Prediction) -> Decision:
+        """After a round: stop, and why. ``prediction``: of a freeze now."""
+        last, expected = rounds[-1], prediction.total_s
+        if len(rounds) < self.min_rounds:
+            return Decision(stop=False, reason=f"fewer than {self.min_rounds} rounds")
+        if expected <= self.budget_s:
+            return Decision(stop=True, reason=f"predicted blackout {expected:.3f} s is within the budget of {self.budget_s:g} s")
+        if prediction.transfer_s <= NEGLIGIBLE * expected:
             return Decision(
                 stop=True,
-                reason=f"dirty pages cost {transfer_s:.3f} s of a predicted blackout of {last.predicted_blackout_s:.3f} s: "
+                reason=f"dirty pages cost {prediction.transfer_s:.3f} s of a predicted blackout of {expected:.3f} s: "
                 "another round cannot shorten it",
             )
-        if last.pages >= DIVERGENCE * rounds[-2].pages:
-            return Decision(stop=True, reason=f"not converging: {rounds[-2].pages} pages, then {last.pages}")
+        if last.dirty_pages >= DIVERGENCE * last.pages:
+            return Decision(
+                stop=True, reason=f"not converging: {last.pages} pages sent, {last.dirty_pages} written meanwhile", diverging=True
+            )
+        if sum(not one.throttle for one in rounds) >= self.max_rounds or len(rounds) >= self.max_rounds + THROTTLED_ROUNDS:
+            return Decision(stop=True, reason=f"round cap of {self.max_rounds} reached", diverging=True)
         return Decision(stop=False, reason="converging")

@@ -12,9 +12,16 @@ if TYPE_CHECKING:
 
 
 class Strategy(Protocol):
-    """One way to move a guest. ``run`` may raise anything: its caller undoes what was done."""
+    """One way to move a guest. ``run`` may raise anything: its caller undoes what was done.
+
+    The flags say what a plan must know: memory travels in rounds before the freeze; the layer travels inside the freeze; the rest of the
+    memory follows after the guest has resumed.
+    """
 
     name: str
+    has_rounds: bool
+    layer_in_freeze: bool
+    pages_follow: bool
 
     def run(self, guest: Departure) -> None: ...
 
@@ -23,6 +30,7 @@ class StopAndCopy:
     """Suspend, copy, resume: the guest stands still while all of its memory and its writable layer travel."""
 
     name = "stop-and-copy"
+    has_rounds, layer_in_freeze, pages_follow = False, True, False
 
     def run(self, guest: Departure) -> None:
         guest.check()
@@ -39,6 +47,7 @@ class PreCopy:
     """Layer and memory travel in rounds while the guest runs; only what the last round left is copied inside the freeze."""
 
     name = "pre-copy"
+    has_rounds, layer_in_freeze, pages_follow = True, False, False
 
     def run(self, guest: Departure) -> None:
         guest.check()

@@ -26,6 +26,8 @@ def abort(leaving: Departure, error: BaseException) -> None:
     if leaving.committed:
         raise error
     message = error.message if isinstance(error, EmulabError) else f"{type(error).__name__}: {error}"
+    if leaving.control.abort_requested:
+        message = leaving.control.reason  # what broke first, broke because of that
     if not isinstance(error, EmulabError):
         log.error("migration of %s", leaving.guest.spec.name, exc_info=error)
     logs = _logs(leaving, error)

@@ -31,7 +31,7 @@ class Call:
         self._lock = lock
 
     def emit(self, event: Message) -> None:
-        """Send an event; a caller that has gone away is no error here, a migration goes on without it."""
+        """Send an event; a caller that has gone away is no error here: whoever serves the request asks ``gone``."""
         with contextlib.suppress(OSError), self._lock:
             self._connection.sendall(encode({"id": self._number, "event": event}))
 

@@ -18,9 +18,12 @@ from emulab.criu import tracker
 from emulab.errors import EmulabError, UsageError
 from emulab.migration import journal
 from emulab.migration.channel import Incoming, Listener, Peer, PeerError, connect
+from emulab.migration.control import Control
 from emulab.migration.departure import Departure
 from emulab.migration.destination import Arrival
 from emulab.migration.model import Options, Report, Timeline
+from emulab.migration.plan import make_plan
+from emulab.migration.predict import Machine
 from emulab.node import cgroup
 from emulab.node.guest import Guests, GuestSpec
 from emulab.node.link import Link
@@ -56,6 +59,8 @@ class Service:
         self._sampler: Sampler | None = None
         self._lock = threading.Lock()
         self._busy: set[str] = set()  # guests that are being started, stopped or moved
+        self._moving: dict[str, Control] = {}
+        self._machine = Machine()
         self._methods: dict[str, Callable[..., Any]] = {
             "ping": self.ping,
             "node.configure": self.configure,
@@ -67,6 +72,8 @@ class Service:
             "vm.list": self.vm_list,
             "vm.logs": self.vm_logs,
             "vm.migrate": self.vm_migrate,
+            "vm.migrate.abort": self.vm_migrate_abort,
+            "vm.plan": self.vm_plan,
             "process.run": self.process_run,
             "samples.start": self.samples_start,
             "samples.stop": self.samples_stop,
@@ -185,7 +192,12 @@ class Service:
     def vm_list(self, call: Call) -> list[dict[str, Any]]:
         del call
         found = [guest for name in self.guests.names() if (guest := self.guests.find(name)) is not None]
-        return [{**self.guests.describe(guest), "node": self.node} for guest in found]
+        return [{**self.guests.describe(guest), "node": self.node, "migration": self._progress(guest.spec.name)} for guest in found]
+
+    def _progress(self, name: str) -> dict[str, Any] | None:
+        """The newest progress of a guest that is leaving, or None."""
+        control = self._moving.get(name)
+        return dict(control.progress) if control else None
 
     def vm_logs(self, call: Call, *, name: str, lines: int = 100) -> str:
         del call
@@ -197,7 +209,10 @@ class Service:
     # -- migration ---------------------------------------------------------------------------------------------------------------------
 
     def vm_migrate(self, call: Call, *, name: str, to: str, options: dict[str, Any], number: int = 1) -> dict[str, Any]:
-        """Move a guest that runs here. Phases are emitted as timeline rows; the result is a row of ``migrations.json``."""
+        """Move a guest that runs here. Phases are emitted as timeline rows; the result is a row of ``migrations.json``.
+
+        It is given up, until its commit, if the caller goes away.
+        """
         wanted = Options.from_dict(options)
         if to == self.node:
             raise UsageError(f"{name} is on {to} already", hint="choose another destination")
@@ -208,6 +223,7 @@ class Service:
         with self._claim(name):
             guest = self.guests.running(name)
             started = clock.now()
+            control = Control()
             report = Report(number, name, self.node, to, wanted.strategy, wanted.dirty_tracker, started)
             departure = Departure(
                 guest,
@@ -216,11 +232,46 @@ class Service:
                 runner=self.runner,
                 options=wanted,
                 report=report,
-                timeline=Timeline(call.emit, self.node, number, wanted.hold_at),
+                timeline=Timeline(call.emit, self.node, number, wanted.hold_at, control.pause),
                 key=f"{name}-{time.time_ns():x}",
-                link_bytes_s=self._rate_bit_s * 1448 / 1538 / 8,
+                link_bytes_s=self._link_bytes_s(wanted),
+                machine=self._machine,
+                control=control,
             )
-            return departure.run().as_dict()
+            self._moving[name] = control
+            control.watch(call.gone)
+            try:
+                return departure.run().as_dict()
+            finally:
+                del self._moving[name]
+                control.end()
+
+    def vm_migrate_abort(self, call: Call, *, name: str) -> dict[str, Any]:
+        """Give up the migration of a guest that is leaving; returns where it runs. Raises UsageError after its commit."""
+        del call
+        control = self._moving.get(name)
+        if control is None:
+            raise UsageError(f"{name} is not being moved away from {self.node}", hint="emulab vm list shows which guests are on the move")
+        try:
+            control.request_abort("on request")
+        except UsageError as error:
+            raise UsageError(f"the migration of {name} cannot be aborted any more: {error.message}", hint=error.hint) from error
+        if not control.wait(60):
+            raise EmulabError(f"the migration of {name} was told to end and has not within 60 s", hint="emulab vm list shows where it is")
+        return {"running_on": self.node}
+
+    def vm_plan(self, call: Call, *, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Predict a migration; the guest goes on and nothing is changed. Takes about a second."""
+        del call
+        wanted = Options.from_dict(options)
+        with self._claim(name):
+            guest = self.guests.running(name)
+            return make_plan(guest, wanted, self._link_bytes_s(wanted), self._machine, time.sleep).as_dict()
+
+    def _link_bytes_s(self, options: Options) -> float:
+        """Payload of full frames: 1448 bytes of each 1538 on the wire."""
+        bit_s = min(self._rate_bit_s, options.link_budget_bit_s or self._rate_bit_s)
+        return bit_s * 1448 / 1538 / 8
 
     def _serve_peer(self, peer: Peer, address: str) -> None:
         """A connection from another agent: a guest that arrives, or a question about one."""
