@@ -55,7 +55,7 @@ class Arrival:
             **dict.fromkeys(("layer", "layer-end"), self._layer_message),
             **dict.fromkeys(("folder", "files", "pages", "chunk", "folder-end"), self._image_message),
             "hold": self._hold_frames,
-            "announce": lambda _: announce(link.INNER_PORT, self.spec.mac, self.spec.address),
+            "announce": lambda _: self._draw_frames(),
             "restore": self._restore_guest,
             "commit": lambda _: self._commit(),
         }
@@ -110,11 +110,15 @@ class Arrival:
         self.guest.cgroup.lift_quota()
 
     def _hold_frames(self, _: Incoming) -> None:
-        if self._hold is None:  # a freeze that had to be tried again goes on with the first one's frames
+        """Ready to keep frames: none comes before ``announce`` tells the switches."""
+        if self._hold is None:
             self._hold = FrameHold(link.INNER_PORT, self.spec.mac)
+        self._peer.send("ok")
+
+    def _draw_frames(self) -> None:
+        """The guest stands still: its frames come here from now on. May be repeated by a freeze that had to be tried again."""
         self._hold_since = clock.now()
         announce(link.INNER_PORT, self.spec.mac, self.spec.address)
-        self._peer.send("ok", at_s=self._hold_since)
 
     def _restore_guest(self, message: Incoming) -> None:
         self._neighbours = [(str(ip), str(mac)) for ip, mac in message.fields["neighbours"]]
@@ -155,13 +159,13 @@ class Arrival:
 
     def plug_and_release(self) -> None:
         """At pre-resume: the guest's sockets are live, its tasks not yet. What was held goes in before anything newer."""
-        guestnet.attach(self.spec.port, self.spec.mac, self._runner)
+        guestnet.attach(self.spec.port, self.spec.mac)
         if self._hold:
             self._hold.release(self.spec.port)
         announce(link.INNER_PORT, self.spec.mac, self.spec.address, times=1)
 
     def enter_namespace(self, pid: int) -> None:
-        guestnet.enter_namespace(self.spec.port, pid, self.spec.address, self.spec.prefix, self._neighbours, self._runner)
+        guestnet.enter_namespace(self.spec.port, pid, self.spec.address, self.spec.prefix, self._neighbours)
 
     # -- undoing -----------------------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from emulab import clock
 from emulab.errors import EmulabError
 from emulab.migration import guestnet
 from emulab.migration.mapped import mapped_files
-from emulab.node import link
 from emulab.node.guest import Guest, is_zombie
 
 if TYPE_CHECKING:
@@ -27,17 +26,17 @@ def bring_to_rest(leaving: Departure) -> None:
         guest.cgroup.lift_quota()
         leaving.tracker.arm(guest.cgroup.pids())
     leaving.neighbours = guestnet.neighbours(guest.pid, leaving.runner)
+    leaving.peer.ask("hold", timeout_s=5)  # ready before the guest stands still; nothing is steered there yet
     for _ in range(_TRIES):
         guest.cgroup.lift_quota()
         leaving.frozen = True
         asked = clock.now()
         instant = guest.cgroup.freeze()
         if _quiet(guest):
-            leaving.peer.ask("hold", timeout_s=5)
-            link.port_block(guest.spec.port, leaving.runner)
-            time.sleep(0.001)  # frames already on their way into the guest
+            leaving.peer.send("announce")
+            time.sleep(0.001)  # until the switches have learned it; what still comes here goes into the guest's sockets
+            guestnet.block(guest.spec.port)
             if _quiet(guest):
-                leaving.peer.send("announce")
                 break
         let_run(leaving)
         time.sleep(0.004)
@@ -55,7 +54,7 @@ def bring_to_rest(leaving: Departure) -> None:
 
 def let_run(leaving: Departure) -> None:
     """Back to normal operation here."""
-    guestnet.let_run(leaving.guest, leaving.runner)
+    guestnet.let_run(leaving.guest)
     leaving.frozen = False
 
 

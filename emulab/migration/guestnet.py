@@ -10,7 +10,9 @@ from emulab.command import Argv, Runner
 from emulab.migration.hold import announce
 from emulab.node import link
 from emulab.node.guest import Guest
+from emulab.node.link_bridge import BRIDGE
 from emulab.node.link_guest import GUEST_DEVICE
+from emulab.node.netlink import DISABLED, FORWARDING, Netlink, inside, set_up_guest
 
 ESTABLISHED, SYN_RECV, LISTEN = 0x01, 0x03, 0x0A
 
@@ -48,18 +50,6 @@ def neighbours(pid: int, runner: Runner) -> list[tuple[str, str]]:
     return [(entry["dst"], entry["lladdr"]) for entry in entries if "lladdr" in entry]
 
 
-def batch_lines(address: str, prefix: int, known: Iterable[Sequence[str]]) -> str:
-    """Input of ``ip -batch`` inside the guest's new namespace."""
-    lines = [
-        "link set dev lo up",
-        f"addr add {address}/{prefix} brd + dev {GUEST_DEVICE}",
-        f"link set dev {GUEST_DEVICE} up",
-        # The first answer after resume must not wait for an address to be resolved.
-        *(f"neigh replace {ip} lladdr {mac} nud stale dev {GUEST_DEVICE}" for ip, mac in known),
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def prepare_port_command(port: str, mac: str) -> list[Argv]:
     """Before the freeze: the pair exists, its guest end still on the node."""
     return [
@@ -72,26 +62,35 @@ def _peer_name(port: str) -> str:
     return f"x{port}"[:15]
 
 
-def enter_namespace(port: str, pid: int, address: str, prefix: int, known: Iterable[Sequence[str]], runner: Runner) -> None:
-    """Inside the freeze: two short programs move the card into the restored guest's namespace and set it up."""
-    namespace = f"/proc/{pid}/ns/net"
-    runner.run(("ip", "link", "set", "dev", _peer_name(port), "name", GUEST_DEVICE, "netns", str(pid)))
-    script = "echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start; exec ip -batch -"
-    runner.run(("nsenter", f"--net={namespace}", "sh", "-c", script), stdin=batch_lines(address, prefix, known).encode())
+def enter_namespace(port: str, pid: int, address: str, prefix: int, known: Iterable[Sequence[str]]) -> None:
+    """Inside the freeze: the card moves into the restored guest's namespace and is set up there."""
+    # The first answer after resume must not wait for an address to be resolved: hence the neighbours.
+    neighbours = [(ip, mac) for ip, mac in known]
+    with Netlink() as netlink:
+        netlink.move(_peer_name(port), pid, GUEST_DEVICE)
+    inside(Path(f"/proc/{pid}/ns/net"), lambda: set_up_guest(GUEST_DEVICE, address, prefix, neighbours))
 
 
-def let_run(guest: Guest, runner: Runner) -> None:
+def block(port: str) -> None:
+    """Drop every frame to and from the guest's port from now on."""
+    with Netlink() as netlink:
+        netlink.port_state(port, DISABLED)
+
+
+def let_run(guest: Guest) -> None:
     """Back to normal operation on this node: traffic, announcement, tasks, vCPU limit. Safe to repeat."""
     spec = guest.spec
-    link.port_attach(spec.port, runner)  # only a member can be unblocked, and only an unblocked one learns
-    link.port_unblock(spec.port, runner)
-    guest.cgroup.thaw()
-    guest.cgroup.set_quota(spec.vcpus)
-    attach(spec.port, spec.mac, runner)
+    with Netlink() as netlink:
+        netlink.attach(spec.port, BRIDGE)  # only a member can be unblocked, and only an unblocked one learns
+        netlink.port_state(spec.port, FORWARDING)
+        guest.cgroup.thaw()
+        guest.cgroup.set_quota(spec.vcpus)
+        netlink.learn(spec.port, spec.mac)
     announce(link.INNER_PORT, spec.mac, spec.address)
 
 
-def attach(port: str, mac: str, runner: Runner) -> None:
+def attach(port: str, mac: str) -> None:
     """Make the port a member of br0 and tell br0 that the guest's MAC is now behind it."""
-    link.port_attach(port, runner)
-    runner.run(("bridge", "fdb", "replace", mac, "dev", port, "master", "dynamic"))
+    with Netlink() as netlink:
+        netlink.attach(port, BRIDGE)
+        netlink.learn(port, mac)

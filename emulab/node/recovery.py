@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 
 from emulab import clock
-from emulab.command import Runner
 from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal
 from emulab.migration.destination import IMAGES
@@ -39,7 +38,7 @@ class Doubt:
     entry: dict[str, Any]
 
 
-def recover(guests: Guests, runner: Runner, *, path: Path = journal.JOURNAL) -> list[Doubt]:
+def recover(guests: Guests, *, path: Path = journal.JOURNAL) -> list[Doubt]:
     """Bring every guest of this node to rest: running here, or gone. Returns those that only their destination can decide on (``settle``).
 
     To be called before other agents can reach this one: what arrives afterwards is none of its business.
@@ -51,13 +50,13 @@ def recover(guests: Guests, runner: Runner, *, path: Path = journal.JOURNAL) -> 
     doubts = []
     for name in guests.names():
         try:
-            doubts += _bring_to_rest(guests, runner, name, newest.get(name, {}))
+            doubts += _bring_to_rest(guests, name, newest.get(name, {}))
         except EmulabError:
             log.exception("guest %s", name)
     return doubts
 
 
-def _bring_to_rest(guests: Guests, runner: Runner, name: str, entry: dict[str, Any]) -> list[Doubt]:
+def _bring_to_rest(guests: Guests, name: str, entry: dict[str, Any]) -> list[Doubt]:
     guest = guests.find(name)
     if guest is None:
         return []
@@ -68,7 +67,7 @@ def _bring_to_rest(guests: Guests, runner: Runner, name: str, entry: dict[str, A
         log.info("guest %s runs elsewhere", name)
         guests.discard(guest)
     elif guest.alive():
-        guestnet.let_run(guest, runner)
+        guestnet.let_run(guest)
     else:
         log.info("guest %s ended with the agent before", name)
         guests.discard(guest)
@@ -105,7 +104,7 @@ def _close_arrivals(guests: Guests, path: Path) -> None:
             journal.record(key, "aborted", path, role="destination", vm=entry["vm"], reason="the agent was restarted")
 
 
-def settle(guests: Guests, runner: Runner, doubt: Doubt, ask: Ask, *, path: Path = journal.JOURNAL, patience_s: float = 60.0) -> None:
+def settle(guests: Guests, doubt: Doubt, ask: Ask, *, path: Path = journal.JOURNAL, patience_s: float = 60.0) -> None:
     """End a guest in doubt if its destination has it, resume it if not, leave it frozen if nobody answers."""
     name, key, to = doubt.guest.spec.name, str(doubt.entry["migration"]), str(doubt.entry.get("to", ""))
     end = clock.now() + patience_s
@@ -121,7 +120,7 @@ def settle(guests: Guests, runner: Runner, doubt: Doubt, ask: Ask, *, path: Path
             journal.record(key, "released", path, role="source", vm=name)
             return
         if state in ("aborted", "failed", "unknown"):
-            guestnet.let_run(doubt.guest, runner)
+            guestnet.let_run(doubt.guest)
             journal.record(key, "aborted", path, role="source", vm=name, reason=f"{to} does not have it")
             return
         time.sleep(0.1)

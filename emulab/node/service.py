@@ -107,14 +107,14 @@ class Service:
             for name in self.guests.names():  # of an earlier life of this node: nothing of them can run
                 self.guests.discard_name(name)
             return
-        doubts = recover(self.guests, self.runner)
+        doubts = recover(self.guests)
         self._configure(**known)
         for doubt in doubts:
             threading.Thread(target=self._settle, args=(doubt,), name="recovery", daemon=True).start()
 
     def _settle(self, doubt: Doubt) -> None:
         with self._claim(doubt.guest.spec.name):
-            settle(self.guests, self.runner, doubt, self._ask)
+            settle(self.guests, doubt, self._ask)
 
     def _ask(self, node: str, key: str) -> str:
         """What became of a migration, from the agent of another node. Raises PeerError."""
