@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from emulab import clock
 from emulab.errors import EmulabError
 
 PORT = 7070
@@ -117,6 +118,17 @@ class Peer:
         """End the connection from another thread: whoever sends or receives on it now gets PeerLostError."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+
+    def drain(self, timeout_s: float) -> None:
+        """After the last word: take in what the other side still sends until it closes. Closing over it would reset the connection, and
+        a reset may overtake the word.
+        """
+        end = clock.now() + timeout_s
+        with contextlib.suppress(OSError):
+            while (left := end - clock.now()) > 0:
+                self._connection.settimeout(left)
+                if not self._connection.recv(1 << 16):
+                    return
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

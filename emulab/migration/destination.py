@@ -175,11 +175,12 @@ class Arrival:
             logs["restore.log"] = self._restore.log_text()
             self._restore.refuse()
         if self._committed:
-            # The guest was let go here, or died on the way: either way its source stays frozen and is told what happened.
-            alive = self.guest.alive()
-            if not alive:
+            # A CRIU that dies behind the gate leaves tasks that neither run nor can be saved again: only once it has said that they run
+            # the guest is here. Otherwise it is ended and its source, which is frozen until then, told to go on.
+            here = self._restore is not None and self._restore.resumed and self.guest.alive()
+            if not here:
                 self._guests.discard(self.guest)
-            journal.record(self.key, "running" if alive else "failed", role="destination", vm=self.spec.name)
+            journal.record(self.key, "running" if here else "failed", role="destination", vm=self.spec.name)
             log.error("after commit of %s: %s", self.spec.name, error)
         elif self._prepared:  # before that, what is here under this name is another guest's
             journal.record(self.key, "aborted", role="destination", vm=self.spec.name, reason=str(error))
@@ -189,6 +190,7 @@ class Arrival:
             log.error("arrival of %s", self.spec.name, exc_info=error)
         try:
             self._peer.send("error", message=message, hint=getattr(error, "hint", ""), details={"logs": logs})
+            self._peer.drain(5.0)
         except PeerLostError:
             log.warning("the source of %s is gone: %s", self.spec.name, message)
 
@@ -250,6 +252,11 @@ class _Restore:
                 raise EmulabError(f"CRIU could not restore: {read_deciding_line(self._images / 'restore.log')}")
             if clock.now() > end:
                 raise EmulabError(f"the restore took longer than {timeout_s:g} s")
+
+    @property
+    def resumed(self) -> bool:
+        """CRIU has let every task go."""
+        return "post-resume" in self.hooks.times
 
     def _watch(self) -> None:
         assert self._process is not None

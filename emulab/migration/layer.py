@@ -176,7 +176,7 @@ class LayerSender:
 def safe_path(root: Path, name: str) -> Path:
     """Path of a layer entry below ``root``. Raises EmulabError for names that would leave it."""
     pure = PurePosixPath(name)
-    if not name or pure.is_absolute() or ".." in pure.parts or "\0" in name:
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\0" in name:
         raise EmulabError(f"refused layer entry {name!r}")
     path = root / pure
     parent = path.parent

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +20,16 @@ from emulab.node.guest import GuestSpec
 from emulab.testbed import Testbed
 from emulab.testbed.testbed import HOSTS, PYTHON
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from killing import read_line
+
 # A second checkout on the same machine sets its own, so that both can test at once.
 SETTINGS = Settings(
     project=os.environ.get("EMULAB_TEST_PROJECT", "emulab-move"), subnet=os.environ.get("EMULAB_TEST_SUBNET", "198.18.129.0/24"), ui_port=0
 )
+# A machine whose processor is emulated is that many times slower; a kernel may have one dirty tracker only.
+SLOWNESS = float(os.environ.get("EMULAB_TEST_SLOWNESS", "1"))
+TRACKER = os.environ.get("EMULAB_DIRTY_TRACKER", "auto")
 SELFCHECK = Path(__file__).parent / "selfcheck"
 IMAGE_TAG = NODE
 MEMORY = 512 * 2**20
@@ -74,11 +82,18 @@ class SelfCheckingGuest:
         return report
 
     def move(self, to, **options):
-        return self.testbed.migrate(self.name, to, options)
+        return self.testbed.migrate(self.name, to, {"dirty_tracker": TRACKER, **options})
 
     @contextmanager
     def under_requests(self):
         """A client on the head talks to it over one connection; at the end no answer may have been wrong or missing."""
+        with self.a_client() as result:
+            yield result
+        assert result["error"] == ""
+
+    @contextmanager
+    def a_client(self):
+        """The same, whatever becomes of the client: its ``requests``, ``longest_s`` without an answer and ``error`` are told at the end."""
         argv = (PYTHON, "-c", (SELFCHECK / "client.py").read_text(), self.address)
         result = {}
         with self.testbed.project.exec_stream("head", argv) as stream:
@@ -86,17 +101,21 @@ class SelfCheckingGuest:
             yield result
             stream.close_stdin()
             result.update(json.loads(stream.read_all()))
-        assert result["error"] == ""
 
     def runs_only_here(self):
-        """Exactly one of it in the whole testbed, running, itself, and no trace of it on any other node."""
+        """Exactly one of it in the whole testbed, running, itself, no trace of it on any other node and none of a migration on its own."""
         found = [guest for guest in self.testbed.guests() if guest["name"] == self.name]
         assert [guest["state"] for guest in found] == ["running"]
-        for node in HOSTS:
-            if node != found[0]["node"]:
-                assert traces(self.testbed, node, self.name) == {}
+        home = found[0]["node"]
+        with ThreadPoolExecutor(len(HOSTS)) as pool:
+            left = dict(zip(HOSTS, pool.map(lambda node: traces(self.testbed, node, self.name), HOSTS), strict=True))
+        at_home = left.pop(home)
+        assert {node: found for node, found in left.items() if found} == {}
+        assert [name for name in at_home["processes"] if name.startswith("criu")] == []
+        assert at_home["ports"] == [f"vm-{self.name}"]
+        assert not at_home.keys() & {"images", "blocked"}
         self.check()
-        return found[0]["node"]
+        return home
 
 
 def traces(testbed, node, *names):
@@ -119,22 +138,9 @@ def start(moving):
     """Starts self-checking guests; they are gone at the end of the test."""
     names = []
 
-    def start(name="check", host="host1", *, vcpus=1.0, memory=MEMORY, **env):
-        address = f"{SETTINGS.lan_prefix}.{100 + len(names)}"
-        spec = GuestSpec(
-            name=name,
-            image="selfcheck",
-            address=address,
-            vcpus=vcpus,
-            memory_bytes=memory,
-            argv=("python3", "-c", (SELFCHECK / "guest.py").read_text()),
-            env=env,
-        )
+    def start(name="check", host="host1", **wanted):
         names.append(name)
-        moving.start_guest(host, spec, tag=IMAGE_TAG)
-        guest = SelfCheckingGuest(moving, name, address)
-        wait_until(lambda: is_ready(guest))
-        return guest
+        return start_guest(moving, name, host, number=len(names) - 1, **wanted)
 
     yield start
     for guest in moving.guests():
@@ -142,11 +148,15 @@ def start(moving):
             moving.stop_guest(guest["name"])
 
 
-def read_line(stream):
-    line = b""
-    while not line.endswith(b"\n") and (part := stream.read(1)):
-        line += part
-    return line.decode().strip()
+def start_guest(testbed, name, host, *, number=0, vcpus=1.0, memory=MEMORY, **env):
+    """Start a self-checking guest and wait until it answers. ``number`` tells its address from that of others."""
+    address = f"{SETTINGS.lan_prefix}.{100 + number}"
+    argv = ("python3", "-c", (SELFCHECK / "guest.py").read_text())
+    spec = GuestSpec(name=name, image="selfcheck", address=address, vcpus=vcpus, memory_bytes=memory, argv=argv, env=env)
+    testbed.start_guest(host, spec, tag=IMAGE_TAG)
+    guest = SelfCheckingGuest(testbed, name, address)
+    wait_until(lambda: is_ready(guest))
+    return guest
 
 
 def is_ready(guest):
@@ -157,7 +167,34 @@ def is_ready(guest):
 
 
 def wait_until(check, timeout_s=60.0):
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + timeout_s * SLOWNESS
     while not check():
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(0.05)
+
+
+def answers(testbed, node):
+    """Whether the agent of a node is up and knows its testbed."""
+    try:
+        return testbed.call(node, "ping")["configured"]
+    except EmulabError:
+        return False
+
+
+def settled(guest, timeout_s=30.0):
+    """One of it runs and nothing of it is left elsewhere: what every accident must come to. Returns where it runs."""
+    last = []
+
+    def check():
+        try:
+            last.append(guest.runs_only_here())
+        except (AssertionError, EmulabError, ValueError) as error:
+            last.append(error)
+            return False
+        return True
+
+    try:
+        wait_until(check, timeout_s)
+    except AssertionError:
+        raise last[-1] from None
+    return last[-1]

@@ -8,40 +8,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import read_line, wait_until
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+from conftest import answers, settled, wait_until
+from killing import AGENT, Kill
 
 from emulab.errors import EmulabError
-from emulab.testbed.testbed import PYTHON
 
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
-
-# Run on a node: ends its agent, by its number, once a program runs on it or a state appears in its journal.
-_KILL_AGENT = """
-import os, pathlib, sys, time
-kind, *wanted = sys.argv[1:]
-wanted = [word.encode() for word in wanted]
-journal = pathlib.Path("/var/lib/emulab/guests/journal.ndjson")
-
-def running(words):
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().split(b"\\0")[1 if words[0] == b"-m" else 0:][:len(words)] == words:
-                return int(path.parent.name)
-        except OSError:
-            continue
-    return 0
-
-def recorded():
-    return journal.read_bytes() if journal.exists() else b""
-
-before = len(recorded())
-print("waiting", flush=True)
-while kind == "program" and not running(wanted) or kind == "journal" and wanted[0] not in recorded()[before:]:
-    time.sleep(0.0003)
-os.kill(running([b"-m", b"emulab.node.agent"]), 9)
-print("killed", flush=True)
-"""
 
 
 def agent_of(testbed, node):
@@ -50,56 +23,11 @@ def agent_of(testbed, node):
     return int(testbed.project.exec_run(node, argv).stdout.split()[0])
 
 
-class KillAgent:
-    """Kills the agent of a node at a certain moment."""
-
-    def __init__(self, testbed, node, *moment):
-        self._testbed, self._node = testbed, node
-        self._stream = testbed.project.exec_stream(node, (PYTHON, "-c", _KILL_AGENT, *moment))
-
-    def __enter__(self):
-        assert read_line(self._stream) == "waiting"
-        return self
-
-    def __exit__(self, *_):
-        self._stream.kill()
-        self._stream.close()
-
-    def happened(self):
-        return read_line(self._stream) == "killed"
-
-
-def answers(testbed, node):
-    try:
-        return testbed.call(node, "ping")["configured"]
-    except EmulabError:
-        return False
-
-
-def settled(guest):
-    """One of it runs and nothing of it is left elsewhere: what every accident must come to."""
-    last = []
-
-    def check():
-        try:
-            last.append(guest.runs_only_here())
-        except (AssertionError, EmulabError, ValueError) as error:
-            last.append(error)
-            return False
-        return True
-
-    try:
-        wait_until(check, timeout_s=30)
-    except AssertionError:
-        raise last[-1] from None
-    return last[-1]
-
-
 def test_an_agent_that_is_killed_at_rest_is_followed_by_one_that_knows_its_guests(moving, start):
     guest = start()
     with guest.under_requests() as requests:
         first = agent_of(moving, "host1")
-        with KillAgent(moving, "host1", "now") as kill:
+        with Kill(moving, "host1", AGENT) as kill:
             assert kill.happened()
         wait_until(lambda: answers(moving, "host1"))
         assert agent_of(moving, "host1") != first
@@ -126,7 +54,7 @@ def test_an_agent_is_killed_during_a_migration(moving, start, node, moment, ends
     guest = start()
     with guest.under_requests():
         errors = []
-        with KillAgent(moving, node, *moment) as kill:
+        with Kill(moving, node, AGENT, moment=moment) as kill:
             thread = threading.Thread(target=attempt, args=(guest, "host2", errors))
             thread.start()
             assert kill.happened()
@@ -155,7 +83,7 @@ def test_a_guest_that_came_back_is_not_taken_for_one_that_has_left(moving, start
     with guest.under_requests():
         for moment in (("now",), ("program", "criu", "dump")):
             errors = []
-            with KillAgent(moving, "host1", *moment) as kill:
+            with Kill(moving, "host1", AGENT, moment=moment) as kill:
                 thread = threading.Thread(target=attempt, args=(guest, "host2", errors))
                 if moment != ("now",):
                     thread.start()

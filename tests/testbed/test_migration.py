@@ -8,53 +8,17 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import MEMORY, SETTINGS, read_line, traces, wait_until
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+from conftest import MEMORY, SETTINGS, traces, wait_until
+from killing import Kill
 
 from emulab.errors import UsageError
 from emulab.node.rpc import RemoteError
-from emulab.testbed.testbed import PYTHON
 
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 
 WRITE_PROTECT = {"strategy": "pre-copy", "dirty_tracker": "write-protect"}
 STOP_AND_COPY = {"strategy": "stop-and-copy"}
-
-# Run on a node: ends the first process whose command line begins with these words, by its number.
-_ASSASSIN = """
-import os, pathlib, sys, time
-wanted = [word.encode() for word in sys.argv[1:]]
-print("waiting", flush=True)
-while True:
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\\0")
-        except OSError:
-            continue
-        if words[: len(wanted)] == wanted:
-            os.kill(int(path.parent.name), 9)
-            print("killed", flush=True)
-            sys.exit()
-    time.sleep(0.0005)
-"""
-
-
-class Kill:
-    """Ends a process of a node as soon as it appears."""
-
-    def __init__(self, testbed, node, *words):
-        self._stream = testbed.project.exec_stream(node, (PYTHON, "-c", _ASSASSIN, *words))
-
-    def __enter__(self):
-        assert read_line(self._stream) == "waiting"
-        return self
-
-    def __exit__(self, *_):
-        self._stream.kill()
-        self._stream.close()
-
-    def happened(self):
-        return read_line(self._stream) == "killed"
 
 
 @pytest.fixture
@@ -184,7 +148,7 @@ def test_a_guest_that_cannot_be_saved_stays_and_the_reason_is_criu_s(start):
 def test_criu_dies_at_the_final_dump(moving, start, strategy):
     guest = start()
     with guest.under_requests():
-        with Kill(moving, "host1", "criu", "dump") as kill:
+        with Kill(moving, "host1", ("criu", "dump")) as kill:
             error = aborted(guest, "host2", strategy=strategy)
             assert kill.happened()
         assert "check runs on host1" in error.message
@@ -196,7 +160,7 @@ def test_criu_dies_at_the_final_dump(moving, start, strategy):
 def test_criu_dies_at_the_restore(moving, start):
     guest = start()
     with guest.under_requests():
-        with Kill(moving, "host2", "criu", "restore") as kill:
+        with Kill(moving, "host2", ("criu", "restore")) as kill:
             error = aborted(guest, "host2")
             assert kill.happened()
         assert "check runs on host1" in error.message
