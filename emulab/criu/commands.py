@@ -5,7 +5,7 @@ The options are those of a runc guest with its own user namespace, whose network
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,14 @@ SHIM = str(NATIVE / "shim.so")
 # Level 1 prints errors only. runc's level 4 wrote 361 000 lines for one dump of a web server, inside the freeze; level 2 adds warnings.
 VERBOSITY = "-v2"
 
+GHOST_LIMIT = 512 * 2**20  # bytes of an open file that was deleted
+
 _SHARED: Argv = (
     "--tcp-established",
     "--file-locks",
-    "--ghost-limit", "64M",  # open files that were deleted travel in the images
+    "--ghost-limit", str(GHOST_LIMIT),  # open files that were deleted travel in the images
     "--link-remap",
+    "--force-irmap",  # watched files are found by path: they have other inodes at the destination
     "--empty-ns", "net",
     "--network-lock", "skip",  # we hold the guest's frames ourselves
     "--manage-cgroups=ignore",  # the restore runs inside the guest's cgroup
@@ -54,26 +57,45 @@ def _parent(parent: Path | None) -> Argv:
     return ("--prev-images-dir", f"../{parent.name}") if parent else ()
 
 
-def pre_dump(*, pid: int, images: Path, parent: Path | None, rootfs: str, freezer: str, write_protect: bool) -> CriuCall:
-    """One pre-copy round: pages written since ``parent`` (all, without one) go to ``images``; the guest runs on."""
+def _watched(paths: Sequence[str]) -> Argv:
+    return tuple(word for path in paths for word in ("--irmap-scan-path", path))
+
+
+def pre_dump(
+    *, pid: int, images: Path, parent: Path | None, rootfs: str, freezer: str, write_protect: bool, watched: Sequence[str] = ()
+) -> CriuCall:
+    """One pre-copy round: pages written since ``parent`` (all, without one) go to ``images``; the guest runs on.
+
+    ``watched``: paths of what the guest watches by inotify.
+    """
     return CriuCall(
         (
             "criu", "pre-dump", "-t", str(pid), "-D", str(images), "-o", "pre-dump.log", VERBOSITY, "--track-mem", *_parent(parent),
-            *_SHARED, "--freeze-cgroup", freezer, "--root", rootfs,
+            *_SHARED, *_watched(watched), "--freeze-cgroup", freezer, "--root", rootfs,
         ),
         _shim(freezer, write_protect=write_protect, final=False),
     )  # fmt: skip
 
 
 def dump(
-    *, pid: int, images: Path, parent: Path | None, rootfs: str, freezer: str, hook_socket: str, write_protect: bool, timeout_s: int = 30
+    *,
+    pid: int,
+    images: Path,
+    parent: Path | None,
+    rootfs: str,
+    freezer: str,
+    hook_socket: str,
+    write_protect: bool,
+    watched: Sequence[str] = (),
+    timeout_s: int = 30,
 ) -> CriuCall:
     """The final dump of a frozen guest. Ends the guest only if the hook's answer at ``post-dump`` is yes."""
     track: Argv = ("--track-mem",) if parent else ()
     return CriuCall(
         (
             "criu", "dump", "-t", str(pid), "-D", str(images), "-o", "dump.log", VERBOSITY, *track, *_parent(parent),
-            *_SHARED, "--freeze-cgroup", freezer, "--root", rootfs, "--action-script", HOOK, "--timeout", str(timeout_s),
+            *_SHARED, *_watched(watched), "--freeze-cgroup", freezer, "--root", rootfs,
+            "--action-script", HOOK, "--timeout", str(timeout_s),
         ),
         {**_shim(freezer, write_protect=write_protect, final=True), "EMULAB_HOOK_SOCKET": hook_socket},
     )  # fmt: skip

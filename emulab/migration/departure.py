@@ -28,10 +28,12 @@ from emulab.migration.pages import PAGE, PageSender
 from emulab.migration.plan import compression, foresee, make_plan
 from emulab.migration.precopy import PreCopyRounds
 from emulab.migration.predict import Machine, Prediction, Wire
+from emulab.migration.preflight import refuse_unmovable
 from emulab.migration.progress import Progress
 from emulab.migration.rounds import Round
 from emulab.migration.strategies import STRATEGIES
 from emulab.migration.throttle import Throttle
+from emulab.migration.watched import watched_paths
 from emulab.node.guest import Guest, Guests
 
 Connect = Callable[[], Peer]
@@ -83,6 +85,7 @@ class Departure:
         self.dump: FinalDump | None = None
         self.chain: list[Path] = []  # image folders, the oldest first: each one's parent is the one before
         self.mapped: Collection[str] = ()
+        self.watched: list[str] = []
         self.neighbours: list[tuple[str, str]] = []
         self.frozen = False
         self.committed = False
@@ -115,6 +118,8 @@ class Departure:
 
     def check(self) -> None:
         """Before anything is staged: raises EmulabError if this guest cannot move, or not as fast as was asked for."""
+        refuse_unmovable(self.guest, self.runner)
+        self.find_watched()
         options, guest = self.options, self.guest
         if options.max_blackout_s is not None:
             plan = make_plan(guest, options, self.wire.link_bytes_s, self.machine, self.control.pause)
@@ -156,6 +161,7 @@ class Departure:
         self.control.check()
         if self._layer_copied:
             self.report.layer_bytes += self.layer_pass()
+            self.find_watched()
         freeze.bring_to_rest(self)
 
     def dump_and_send(self) -> None:
@@ -172,6 +178,7 @@ class Departure:
             freezer=self.guest.cgroup.freezer_path(),
             hook_socket=str(IMAGES / f"dump-{self.key}.sock"),
             write_protect=bool(self.tracker and self.tracker.write_protect),
+            watched=self.watched,
         )
         self.dump = FinalDump(call, images, IMAGES / f"dump-{self.key}.sock")
         stream = FolderSender(self.peer, images, self.sender)
@@ -258,6 +265,10 @@ class Departure:
                 f"the predicted blackout of {expected * 1000:.0f} ms is longer than the {longest * 1000:.0f} ms allowed",
                 hint="try at less load, with fewer tasks, or with --auto-converge; emulab migrate --plan shows what it consists of",
             )
+
+    def find_watched(self) -> None:
+        """Learn the paths of what the guest watches by inotify, for CRIU."""
+        self.watched = watched_paths(self.guest.pid, self.guest.cgroup.pids())[0]
 
     def left(self) -> float:
         """Seconds until the deadline of the blackout. Raises EmulabError once it has passed."""

@@ -152,6 +152,7 @@ class PreCopyRounds:
             rootfs=str(guest.rootfs.merged),
             freezer=guest.cgroup.freezer_path(),
             write_protect=self._tracker.write_protect,
+            watched=leaving.watched,
         )
         process = start(call)
         stopped_at = resumed_at = 0.0

@@ -133,14 +133,18 @@ def throttled(testbed, node):
 # -- what goes wrong -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_guest_that_cannot_be_saved_stays_and_the_reason_is_criu_s(start):
+def test_a_guest_that_cannot_be_saved_is_refused_by_name_before_anything_is_staged(moving, start):
     guest = start(HOLDS="io_uring")
+    events = []
     with guest.under_requests():
-        error = aborted(guest, "host2")
+        with pytest.raises(RemoteError) as caught:
+            moving.migrate(guest.name, "host2", {}, on_event=events.append)
+        error = caught.value
         assert "check runs on host1" in error.message
-        assert "CRIU dump failed: Error (criu/" in error.message
+        assert "(python3) holds io_uring" in error.message
         assert error.details["report"]["outcome"] == "aborted"
-        assert any("dump.log" in name for name in error.details["logs"])
+        assert [event["name"] for event in events] == ["migration", "migration.abort", "migration"]  # no freeze, no layer, no round
+        assert traces(moving, "host2", "check") == {}
         assert guest.runs_only_here() == "host1"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from emulab.criu import commands
 
 SHARED = (
-    "--tcp-established", "--file-locks", "--ghost-limit", "64M", "--link-remap", "--empty-ns", "net", "--network-lock", "skip",
+    "--tcp-established", "--file-locks", "--ghost-limit", "536870912", "--link-remap", "--force-irmap",
+    "--empty-ns", "net", "--network-lock", "skip",
     "--manage-cgroups=ignore", "--ext-mount-map", "auto", "--enable-external-masters", "--enable-external-sharing",
 )  # fmt: skip
 OUT = Path("/run/emulab/out-web-1")
@@ -106,3 +107,11 @@ def test_dump_and_restore_agree_on_how_the_guest_is_seen():
     for word in SHARED:
         assert word in dump().argv
         assert word in restored
+
+
+def test_paths_of_watched_files_are_given_in_their_order():
+    call = commands.dump(
+        pid=77, images=OUT, parent=None, rootfs=ROOT, freezer="/f", hook_socket="s", write_protect=False, watched=["/etc/a", "/etc"]
+    )
+    at = call.argv.index("--irmap-scan-path")
+    assert call.argv[at : at + 4] == ("--irmap-scan-path", "/etc/a", "--irmap-scan-path", "/etc")
