@@ -24,6 +24,7 @@ from emulab.migration.destination import Arrival
 from emulab.migration.model import Options, Report, Timeline
 from emulab.migration.plan import make_plan
 from emulab.migration.predict import Machine
+from emulab.migration.preflight import refuse_unmovable
 from emulab.node import cgroup
 from emulab.node.guest import Guests, GuestSpec
 from emulab.node.link import Link
@@ -266,6 +267,7 @@ class Service:
         wanted = Options.from_dict(options)
         with self._claim(name):
             guest = self.guests.running(name)
+            refuse_unmovable(guest, self.runner)
             return make_plan(guest, wanted, self._link_bytes_s(wanted), self._machine, time.sleep).as_dict()
 
     def _link_bytes_s(self, options: Options) -> float:
