@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,9 @@ class Bed:
         """Whatever became of a guest, nothing of it stays on any host."""
         with suppress(EmulabError):
             self.testbed.stop_guest(guest)
-        for node in HOSTS:
-            if node != DATABASE:
-                self.testbed.project.exec_run(node, (PYTHON, "-c", _CLEAN, guest), timeout_s=60)
+        nodes = [node for node in HOSTS if node != DATABASE]
+        with ThreadPoolExecutor(len(nodes)) as pool:
+            list(pool.map(lambda node: self.testbed.project.exec_run(node, (PYTHON, "-c", _CLEAN, guest), timeout_s=60), nodes))
 
     def close(self, mover: Mover, guest: str) -> None:
         with suppress(EmulabError):
@@ -148,7 +149,7 @@ class Bed:
         known = {"people": size.registered_users, "events": size.events, "tags": size.tags} if mode != "probe" else {}
         words = [word for key, value in {**known, **options}.items() for word in (f"--{key}", str(value))]
         host = options.pop("host", None) or self.web_address()
-        remote = Remote(self.testbed.project, "head", CLIENTS, mode, host, *words)
+        remote = Remote(self.testbed.project, "head", CLIENTS, mode, host, *words, timeout_s=900)
         remote.expect("started")
         return remote
 

@@ -19,10 +19,14 @@ from emulab.errors import EmulabError
 
 Plan = Iterator["Case"]
 WORKERS = (32, 64, 128)
+JUDGED = 64
 DIRTY_MB_S = (5, 20, 50, 100)
 DIRTY_MEMORY_MB = 256
 TASKS = (1, 8, 32, 128, 256)
 MEMORY_MB = (64, 256, 1024, 2048, 4096)
+SETTINGS = (
+    (PRE_DUMP, "quota"), (PRE_DUMP, "no-quota"), (PRE_DUMP, "ptrace"), (STOP_AND_COPY, "plain"), (STOP_AND_COPY, "zstd"),
+)  # fmt: skip
 PROBE_S = 0.005
 SHARE = 0.7  # of capacity
 _STEADY_S = 3.0
@@ -85,7 +89,7 @@ class Bench:
         """Each baseline with each of its settings, saturated: the better one is used from then on."""
         workers = 32 if self._extent.quick else 64
         for repetition in range(1 if self._extent.quick else 2):
-            for method, setting in ((PRE_DUMP, "quota"), (PRE_DUMP, "no-quota"), (STOP_AND_COPY, "plain"), (STOP_AND_COPY, "zstd")):
+            for method, setting in SETTINGS:
                 yield self._web_case("settings", workers, Stock(method, setting), repetition, saturated=True, name=f"{method}, {setting}")
 
     def web(self) -> Plan:
@@ -95,6 +99,9 @@ class Bench:
                     for key in (OURS, PRE_DUMP, STOP_AND_COPY):
                         # (a) has no rounds, so it costs the same time whatever the guest does: fewer of them tell enough.
                         if key == STOP_AND_COPY and (not saturated or repetition >= self._extent.fewer):
+                            continue
+                        # Of the idle ones only 64 workers are judged.
+                        if not saturated and workers != JUDGED and repetition >= self._extent.fewer:
                             continue
                         yield self._web_case("web", workers, self.mover(key), repetition, saturated=saturated)
 

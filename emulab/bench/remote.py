@@ -54,11 +54,11 @@ class Remote:
     def end_input(self) -> None:
         self._stream.close_stdin()
 
-    def end(self) -> None:
-        """Let it come to its end, or end it."""
+    def end(self, *, at_once: bool = False) -> None:
+        """Let it come to its end (``at_once``: kill it)."""
         self._stream.close_stdin()
         with suppress(EmulabError):
-            if self._stream.wait() == -1:
+            if at_once or self._stream.wait() == -1:
                 self._stream.kill()
         self._timer.cancel()
         self._stream.close()
@@ -66,5 +66,5 @@ class Remote:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.end()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.end(at_once=kind is not None)

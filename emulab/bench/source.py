@@ -2,7 +2,8 @@
 
 ``stop-and-copy``  ``runc checkpoint``, its images streamed while they are written, ``runc restore``. SETTING: "plain" or "zstd".
 ``pre-dump``       ``criu pre-dump`` rounds to ``criu page-server`` with P.Haul's stop rule, ``criu dump``, ``criu restore``. SETTING:
-                   "quota" (the guest's vCPU limit stays in force) or "no-quota" (it is lifted while CRIU works).
+                   "quota" (the guest's vCPU limit stays in force), "no-quota" (it is lifted while CRIU works) or "ptrace" (lifted,
+                   and CRIU stops the tasks by ptrace, not by the freezer cgroup).
 
 Prints "ready", waits for a line, moves the guest, prints one JSON object: the instants and what was counted, or {"error": reason}.
 """
@@ -185,7 +186,7 @@ def _dump(source: Source, action: str, folder: str, parent: str, dirty: tracker.
     images = IMAGES / folder
     images.mkdir()
     source.line.ask(do="page-server", folder=folder, parent=parent)
-    if source.setting == "no-quota":
+    if source.setting != "quota":
         guest.cgroup.lift_quota()
     dirty.arm(guest.cgroup.pids())
     argv = stock.dump(
@@ -194,7 +195,7 @@ def _dump(source: Source, action: str, folder: str, parent: str, dirty: tracker.
         images=images,
         parent=parent,
         rootfs=str(guest.rootfs.merged),
-        freezer=guest.cgroup.freezer_path(),
+        freezer="" if source.setting == "ptrace" else guest.cgroup.freezer_path(),
         address=source.address,
         port=wire.PAGES_PORT,
     )
@@ -203,7 +204,7 @@ def _dump(source: Source, action: str, folder: str, parent: str, dirty: tracker.
     code = subprocess.run(
         argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=180, check=False
     ).returncode
-    if source.setting == "no-quota" and not final:
+    if source.setting != "quota" and not final:
         guest.cgroup.set_quota(guest.spec.vcpus)
     if code != 0:
         raise wire.BaselineError(f"criu {action}: {read_deciding_line(images / f'{action}.log')}")

@@ -67,10 +67,11 @@ def page_server(images: Path, parent: str, *, address: str, port: int) -> Argv:
 
 
 def dump(action: str, *, pid: int, images: Path, parent: str, rootfs: str, freezer: str, address: str, port: int) -> Argv:
-    """``pre-dump`` or the final ``dump`` with pages to the destination's page server."""
+    """``pre-dump`` or the final ``dump`` with pages to the destination's page server. ``freezer`` empty: CRIU stops each task by ptrace."""
+    freeze: Argv = ("--freeze-cgroup", freezer) if freezer else ()
     argv: Argv = (
         "criu", action, "-t", str(pid), "-D", str(images), "-o", f"{action}.log", _VERBOSITY, "--track-mem", *parent_option(parent),
-        *_SHARED, "--root", rootfs, "--freeze-cgroup", freezer, "--page-server", "--address", address, "--port", str(port),
+        *_SHARED, "--root", rootfs, *freeze, "--page-server", "--address", address, "--port", str(port),
     )  # fmt: skip
     return argv if action == "pre-dump" else (*argv, "--action-script", HOOK, "--timeout", "60")
 
