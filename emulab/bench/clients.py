@@ -28,6 +28,7 @@ from emulab import clock
 from emulab.load.prober import Prober
 
 _TIMEOUT_S = 60.0
+_IDLE_LIMIT_S = 1.0  # half of the site's keep-alive: the server never closes a connection that we are about to use
 
 
 def paths(people: int, events: int, tags: int, seed: int = 1, count: int = 500) -> list[str]:
@@ -49,6 +50,7 @@ class Connection:
         self._host = host
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._used_s = 0.0
         self._cookie = ""  # one session per client: without it the guest would write a new session file for every request
 
     async def get(self, path: str) -> None:
@@ -61,6 +63,8 @@ class Connection:
             raise
 
     async def _get(self, path: str) -> None:
+        if clock.now() - self._used_s > _IDLE_LIMIT_S:
+            self.close()
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection(self._host, 80, limit=1 << 20)
         assert self._reader is not None
@@ -76,6 +80,7 @@ class Connection:
             while size := int((await self._reader.readline()).split(b";")[0], 16):
                 await self._reader.readexactly(size + 2)
             await self._reader.readline()
+        self._used_s = clock.now()
         if b"\r\nconnection: close" in head:
             self.close()
         if not head.startswith(b"http/1.1 200"):

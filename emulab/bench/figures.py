@@ -178,7 +178,7 @@ class Bench:
                     time.sleep(_STEADY_S if saturated else _WARM_S)
                     if not saturated and load:
                         load.end()
-                        load = self._bed.clients("probe", interval=PROBE_S) if probed else None
+                        load = self._probes() if probed else None
                         time.sleep(_IDLE_S)
                     moved = self._move(mover, guest, TO)
                     if load:
@@ -206,9 +206,8 @@ class Bench:
     def _visits(self, workers: int, repetition: int) -> Iterator[Sample]:
         mover = self.mover(OURS)
         with self._bed.web(workers) as guest:
-            load = self._bed.clients("closed", clients=workers - 2)
-            time.sleep(_WARM_S)
-            load.end()
+            with self._bed.clients("closed", clients=workers - 2):
+                time.sleep(_WARM_S)
             time.sleep(_IDLE_S)
             for visit, to in enumerate((TO, SOURCE, TO)):
                 fields = {"workers": workers, "visit": ("first", "back", "second")[visit]}
@@ -220,30 +219,22 @@ class Bench:
         mover = self.mover(OURS)
         setting = f"{workers} workers, {SHARE:.0%} of capacity"
         with self._bed.web(workers) as guest:
-            load = self._bed.clients("closed", clients=workers - 2)
-            time.sleep(2 if self._extent.quick else 5)
-            load.end_input()
-            seen = load.json()
-            load.end()
-            capacity = steady_rate(seen)
-            load = self._bed.clients("open", clients=workers - 2, rate=f"{SHARE * capacity:.2f}")
-            probe = self._bed.clients("probe", interval=PROBE_S)
+            capacity = self._capacity(workers)
             moved: list[dict[str, Any]] = []
             error = ""
-            try:
-                time.sleep(2.0)
-                for n in range(moves):
-                    time.sleep(3.0)
-                    moved.append(self._move(mover, guest, SOURCE if n % 2 else TO))
-                time.sleep(2.0)
-            except EmulabError as failure:
-                error = failure.message
-            load.end_input()
-            seen = load.json()
-            load.end()
-            probe.end_input()
-            probes = probe.json()
-            probe.end()
+            with self._bed.clients("open", clients=workers - 2, rate=f"{SHARE * capacity:.2f}") as load, self._probes() as probe:
+                try:
+                    time.sleep(2.0)
+                    for n in range(moves):
+                        time.sleep(3.0)
+                        moved.append(self._move(mover, guest, SOURCE if n % 2 else TO))
+                    time.sleep(2.0)
+                except EmulabError as failure:
+                    error = failure.message
+                load.end_input()
+                seen = load.json()
+                probe.end_input()
+                probes = probe.json()
             for n, one in enumerate(moved):
                 parted = response_times(seen["rows"], one, after_s=moved[n - 1]["end_s"] + 1.0 if n else None)
                 fields = {
@@ -256,6 +247,16 @@ class Bench:
                 yield sample("response", setting, OURS, n, **fields, **one)
             if error:
                 yield sample("response", setting, OURS, len(moved), workers=workers) | {"error": error}
+
+    def _capacity(self, workers: int) -> float:
+        """Operations per second at saturation."""
+        with self._bed.clients("closed", clients=workers - 2) as load:
+            time.sleep(2 if self._extent.quick else 5)
+            load.end_input()
+            return steady_rate(load.json())
+
+    def _probes(self) -> Remote:
+        return self._bed.clients("probe", interval=PROBE_S)
 
 
 def fields_of(move: Move) -> dict[str, Any]:

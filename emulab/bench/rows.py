@@ -90,7 +90,7 @@ def _limit(samples: Sequence[Sample], group: str, setting: str, figure: str, val
     met = mine.median <= limit_s
     note = "" if met else f"missed by {(mine.median - limit_s) * 1000:.0f} ms"
     goal = f"≤ {limit_s * 1000:g} ms"
-    ratio = mine.median / base.median if base and base.median > 0 else None
+    ratio = mine.median / base.median if base and min(mine.median, base.median) > 0 else None
     return [Row(figure, setting, _dict(mine), _dict(base, method=baseline), ratio, goal, met, note, _phases(ours))]
 
 
@@ -110,7 +110,7 @@ def _web(samples: Sequence[Sample]) -> list[Row]:
             rows += _compare(samples, "web", setting, "total migration time", _value("total_s"), "s", rival=rival, goal=goals[1])
             rows += _compare(samples, "web", setting, "blackout", _value("blackout_s"), "s", rival=rival, goal=goals[2])
         if saturated and workers in BLACKOUT_LIMIT_S:
-            rows += _limit(samples, "web", setting, "blackout, absolute", _value("blackout_s"), BLACKOUT_LIMIT_S[workers])
+            rows += _limit(samples, "web", setting, "blackout, absolute", _value("blackout_s"), BLACKOUT_LIMIT_S[workers], PRE_DUMP)
     return rows
 
 
