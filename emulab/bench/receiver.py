@@ -176,13 +176,13 @@ class Receiver:
 
     def _setup_namespaces(self, pid: int) -> bool:
         spec = self.guest.spec
-        guestnet.enter_namespace(spec.port, pid, spec.address, spec.prefix, self._neighbours, self._runner)
+        guestnet.enter_namespace(spec.port, pid, spec.address, spec.prefix, self._neighbours)
         return True
 
     def _pre_resume(self, pid: int) -> bool:
         del pid
         spec = self.guest.spec
-        guestnet.attach(spec.port, spec.mac, self._runner)
+        guestnet.attach(spec.port, spec.mac)
         if self._hold:
             self._hold.release(spec.port)
         announce(link.INNER_PORT, spec.mac, spec.address, times=1)

@@ -28,7 +28,6 @@ from emulab.criu.hooks import HookServer
 from emulab.criu.log import read_deciding_line
 from emulab.criu.stats import read_dump_stats
 from emulab.migration import guestnet
-from emulab.node import link
 from emulab.node.guest import Guest, Guests
 
 IMAGES = Path("/run/emulab/bench")
@@ -79,7 +78,7 @@ class Source:
         """CRIU has stopped every task: the same order of steps as in our own freeze."""
         del pid
         self.line.ask(do="hold", neighbours=self.neighbours)
-        link.port_block(self.guest.spec.port, self.runner)
+        guestnet.block(self.guest.spec.port)
         time.sleep(0.001)
         return True
 
