@@ -37,10 +37,11 @@ _SHARED: Argv = (
 
 @dataclass(frozen=True)
 class CriuCall:
-    """A command line with the variables it needs."""
+    """A command line with the variables and the open descriptors it needs."""
 
     argv: Argv
     env: Mapping[str, str] = field(default_factory=dict)
+    descriptors: tuple[int, ...] = ()
 
 
 def _shim(freezer: str, *, write_protect: bool, final: bool) -> dict[str, str]:
@@ -87,24 +88,35 @@ def dump(
     hook_socket: str,
     write_protect: bool,
     watched: Sequence[str] = (),
+    lazy: int | None = None,
     timeout_s: int = 30,
 ) -> CriuCall:
-    """The final dump of a frozen guest. Ends the guest only if the hook's answer at ``post-dump`` is yes."""
+    """The final dump of a frozen guest. Ends the guest only if the hook's answer at ``post-dump`` is yes.
+
+    ``lazy``: leave private anonymous pages out of the images. CRIU would then serve them itself, on this descriptor: a socket whose other
+    end is closed, so that it finds nobody to serve and goes on as it does without.
+    """
     track: Argv = ("--track-mem",) if parent else ()
+    leave_out: Argv = () if lazy is None else ("--lazy-pages", "--ps-socket", str(lazy))
     return CriuCall(
         (
-            "criu", "dump", "-t", str(pid), "-D", str(images), "-o", "dump.log", VERBOSITY, *track, *_parent(parent),
+            "criu", "dump", "-t", str(pid), "-D", str(images), "-o", "dump.log", VERBOSITY, *track, *_parent(parent), *leave_out,
             *_SHARED, *_watched(watched), "--freeze-cgroup", freezer, "--root", rootfs,
             "--action-script", HOOK, "--timeout", str(timeout_s),
         ),
         {**_shim(freezer, write_protect=write_protect, final=True), "EMULAB_HOOK_SOCKET": hook_socket},
+        () if lazy is None else (lazy,),
     )  # fmt: skip
 
 
-def restore(*, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_cgroup: str) -> CriuCall:
-    """Restore inside the guest's cgroup (``join_cgroup``: shell words). The hook decides at ``post-restore`` and plugs the network."""
+def restore(*, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_cgroup: str, lazy: bool = False) -> CriuCall:
+    """Restore inside the guest's cgroup (``join_cgroup``: shell words). The hook decides at ``post-restore`` and plugs the network.
+
+    ``lazy``: hand a userfaultfd of each task to who listens on ``lazy-pages.socket`` in the image folder.
+    """
+    left_out: Argv = ("--lazy-pages", "-W", str(images)) if lazy else ()
     criu: Argv = (
         "criu", "restore", "-D", str(images), "-o", "restore.log", VERBOSITY, "-d", "--pidfile", str(pidfile),
-        *_SHARED, "--root", rootfs, "--action-script", HOOK,
+        *left_out, *_SHARED, "--root", rootfs, "--action-script", HOOK,
     )  # fmt: skip
     return CriuCall(("sh", "-c", f'{join_cgroup}; exec "$@"', "sh", *criu), {"EMULAB_HOOK_SOCKET": hook_socket})

@@ -56,6 +56,15 @@ class Peer:
         self.bytes_out = 0
         self.bytes_in = 0
 
+    @property
+    def local_host(self) -> str:
+        """Address of this end."""
+        return str(self._connection.getsockname()[0])
+
+    @property
+    def remote_host(self) -> str:
+        return str(self._connection.getpeername()[0])
+
     def send(self, kind: str, payload: bytes | bytearray | memoryview = b"", **fields: Any) -> None:
         header = json.dumps({"kind": kind, **fields}, separators=(",", ":")).encode()
         head = _HEAD.pack(len(header), len(payload)) + header

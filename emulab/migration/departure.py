@@ -19,10 +19,12 @@ from emulab.migration import commit, freeze, journal, undo
 from emulab.migration.channel import Peer
 from emulab.migration.control import Control
 from emulab.migration.destination import IMAGES
-from emulab.migration.dump import FinalDump, pages_in
+from emulab.migration.dump import FinalDump, Nobody, pages_in
 from emulab.migration.images import FolderSender
 from emulab.migration.inventory import layer_bytes, take_inventory
 from emulab.migration.layer import LayerSender
+from emulab.migration.lazy import leaving as lazy_steps
+from emulab.migration.lazy.handover import ServerProcess
 from emulab.migration.model import Options, Report, Timeline
 from emulab.migration.pages import PAGE, PageSender
 from emulab.migration.plan import compression, foresee, make_plan
@@ -63,6 +65,7 @@ class Departure:
         link_bytes_s: float,
         machine: Machine,
         control: Control,
+        secret: bytes,
     ) -> None:
         self.guest = guest
         self.connect = connect
@@ -78,11 +81,14 @@ class Departure:
         self.prediction: Prediction | None = None
         self.expected_blackout_s = 0.0
         self.throttle: Throttle | None = None
+        self.secret = secret
         self.folder = IMAGES / f"out-{key}"
         self.sender = PageSender()
         self.layer = LayerSender(guest.rootfs.upper)
         self.tracker: DirtyTracker | None = None
         self.dump: FinalDump | None = None
+        self.pages: ServerProcess | None = None  # post-copy: serves the frozen guest's memory
+        self.late_distinct = self.late_zero = 0  # pages that it served
         self.chain: list[Path] = []  # image folders, the oldest first: each one's parent is the one before
         self.mapped: Collection[str] = ()
         self.watched: list[str] = []
@@ -143,6 +149,12 @@ class Departure:
             "arrive", key=self.key, source=self.report.source, spec={**spec.__dict__, "argv": list(spec.argv), "env": dict(spec.env)}
         )
 
+    def prepare_pages(self) -> None:
+        """Post-copy: on both sides, what the guest's memory will need to follow it."""
+        lazy_steps.check_room(self)
+        lazy_steps.start_server(self)
+        self.peer.ask("memory-follows")
+
     def copy_layer(self) -> None:
         """All of the writable layer; later passes carry only what changed since."""
         started = self.timeline.mark("migration.layer", "begin")
@@ -170,6 +182,7 @@ class Departure:
         before = self.peer.bytes_out
         images = self.folder / "final"
         images.mkdir()
+        nobody = Nobody() if self.pages else None
         call = commands.dump(
             pid=self.guest.pid,
             images=images,
@@ -179,8 +192,11 @@ class Departure:
             hook_socket=str(IMAGES / f"dump-{self.key}.sock"),
             write_protect=bool(self.tracker and self.tracker.write_protect),
             watched=self.watched,
+            lazy=nobody.descriptor if nobody else None,
         )
         self.dump = FinalDump(call, images, IMAGES / f"dump-{self.key}.sock")
+        if nobody:
+            nobody.close()
         stream = FolderSender(self.peer, images, self.sender)
         self.dump.wait_until_dumped(self.left(), meanwhile=stream.poll, check=self.control.check)
         dumped = self.timeline.mark("migration.dump", "end")
@@ -215,7 +231,8 @@ class Departure:
         """The destination restores the guest up to its gate: complete, but not running."""
         started = self.timeline.mark("migration.restore", "begin")
         chain = [folder.name for folder in self.chain]
-        self.peer.ask("restore", folder="final", chain=chain, neighbours=self.neighbours, timeout_s=self.left())
+        port = self.pages.port if self.pages else 0
+        self.peer.ask("restore", folder="final", chain=chain, neighbours=self.neighbours, pages_port=port, timeout_s=self.left())
         self.control.check()
         self.report.phases["restore"] = self.timeline.mark("migration.restore", "end") - started
 
@@ -224,7 +241,12 @@ class Departure:
         commit.decide(self)
 
     def release(self) -> None:
-        """The guest lives elsewhere: end the frozen tree here and remove what it had."""
+        """The guest lives elsewhere: end the frozen tree here and remove what it had. After post-copy its server has done so."""
+        if self.pages is None:
+            self._end_original()
+        self.finish("committed", "")
+
+    def _end_original(self) -> None:
         assert self.dump is not None
         journal.record(self.key, "released", role="source", vm=self.guest.spec.name)
         self.dump.verdict(commit=True)
@@ -236,7 +258,11 @@ class Departure:
         if self.prediction:
             phases = self.report.phases
             self.machine.saw_blackout(self.prediction, dump_s=phases["dump"], restore_s=phases["restore"])
-        self.finish("committed", "")
+
+    def serve_pages(self) -> None:
+        """Post-copy: the frozen original stays, and is served from, until its last page has arrived at the destination."""
+        lazy_steps.hand_over(self)
+        lazy_steps.serve_rest(self)
 
     # -- what steps share --------------------------------------------------------------------------------------------------------------
 
@@ -281,9 +307,10 @@ class Departure:
         """Complete the report."""
         report = self.report
         report.outcome, report.reason = outcome, reason
-        report.bytes_on_wire = self._peer.bytes_out if self._peer else 0
+        late = sum(item.bytes_on_wire for item in report.rounds if item.kind == "post-copy")
+        report.bytes_on_wire = late + (self._peer.bytes_out if self._peer else 0)
         report.bytes_of_pages = sum(item.bytes for item in report.rounds)
-        report.pages_distinct, report.pages_zero = self.sender.distinct_pages, self.sender.zero_pages
+        report.pages_distinct, report.pages_zero = self.sender.distinct_pages + self.late_distinct, self.sender.zero_pages + self.late_zero
         report.end_s = self.timeline.mark("migration", "end", outcome=outcome, **self._labels())
 
     def _labels(self) -> dict[str, Any]:
@@ -294,6 +321,8 @@ class Departure:
             self.tracker.close()
         if self.dump:
             self.dump.close()
+        if self.pages:
+            self.pages.close()
         if self._peer:
             self._peer.close()
         shutil.rmtree(self.folder, ignore_errors=True)

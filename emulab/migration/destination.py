@@ -22,6 +22,7 @@ from emulab.migration.dump import environment
 from emulab.migration.hold import FrameHold, announce
 from emulab.migration.images import FolderReceiver, check_file_name
 from emulab.migration.layer import LayerReceiver
+from emulab.migration.lazy.handover import DaemonProcess
 from emulab.migration.pages import PageReceiver
 from emulab.node import link
 from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
@@ -34,7 +35,7 @@ IMAGES = Path("/run/emulab")
 class Arrival:
     """One guest arriving. ``serve`` answers the source's messages in order; whatever goes wrong before the commit undoes all of it."""
 
-    def __init__(self, peer: Peer, guests: Guests, runner: Runner, first: Incoming) -> None:
+    def __init__(self, peer: Peer, guests: Guests, runner: Runner, first: Incoming, *, secret: bytes) -> None:
         self._peer = peer
         self._guests = guests
         self._runner = runner
@@ -49,11 +50,15 @@ class Arrival:
         self._hold: FrameHold | None = None
         self._hold_since = 0.0
         self._restore: _Restore | None = None
+        self._secret = secret
+        self._pages_port = 0
+        self.daemon: DaemonProcess | None = None
         self._prepared = False
         self._committed = False
         self._steps: dict[str, Callable[[Incoming], None]] = {
             **dict.fromkeys(("layer", "layer-end"), self._layer_message),
             **dict.fromkeys(("folder", "files", "pages", "chunk", "folder-end"), self._image_message),
+            "memory-follows": self._prepare_daemon,
             "hold": self._hold_frames,
             "announce": lambda _: self._draw_frames(),
             "restore": self._restore_guest,
@@ -71,9 +76,12 @@ class Arrival:
                 if message.kind == "abort":
                     raise EmulabError("the source gave up")
                 self._step(message)
+            self._await_memory()
         except Exception as error:
             self._undo(error)
         finally:
+            if self.daemon:
+                self.daemon.close()
             self._pages.close()
             if self._hold:
                 self._hold.close()
@@ -109,6 +117,10 @@ class Arrival:
         self.guest.cgroup.limit(self.spec.vcpus, self.spec.memory_bytes)
         self.guest.cgroup.lift_quota()
 
+    def _prepare_daemon(self, _: Incoming) -> None:
+        self.daemon = DaemonProcess()  # now, because a Python program takes its time to start
+        self._peer.send("ok")
+
     def _hold_frames(self, _: Incoming) -> None:
         """Ready to keep frames: none comes before ``announce`` tells the switches."""
         if self._hold is None:
@@ -122,6 +134,7 @@ class Arrival:
 
     def _restore_guest(self, message: Incoming) -> None:
         self._neighbours = [(str(ip), str(mac)) for ip, mac in message.fields["neighbours"]]
+        self._pages_port = int(message.fields.get("pages_port", 0))
         self._restore_behind_gate(str(message.fields["folder"]), [str(name) for name in message.fields["chain"]])
         self._peer.send("ok")
 
@@ -129,6 +142,10 @@ class Arrival:
         images = self._folder / check_file_name(folder)
         for child, parent in zip(chain[1:], chain[:-1], strict=True):
             (self._folder / check_file_name(child) / "parent").symlink_to(f"../{check_file_name(parent)}")
+        if self.daemon:
+            self.daemon.attend(
+                guest=self.spec.name, key=self.key, folder=images, host=self._peer.remote_host, port=self._pages_port, secret=self._secret
+            )
         # Mounted only now: an overlay must not be mounted while its upper folder changes underneath it.
         self.guest.rootfs.mount(self._runner)
         self._restore = _Restore(self, images)
@@ -142,6 +159,8 @@ class Arrival:
         self._guests.save(self.guest)
         journal.record(self.key, "commit", role="destination", vm=self.spec.name)
         self._committed = True
+        if self.daemon:
+            self.daemon.keep()
         self._restore.open_gate()
         self.guest.cgroup.set_quota(self.spec.vcpus)
         journal.record(self.key, "running", role="destination", vm=self.spec.name)
@@ -156,6 +175,18 @@ class Arrival:
             frames_held=self._hold.released if self._hold else 0,
         )
         self._restore.close()
+
+    def _await_memory(self) -> None:
+        """Post-copy: the guest runs, and nobody may move or stop it before all of its memory is here."""
+        if self.daemon is None:
+            return
+        shutil.rmtree(self._folder, ignore_errors=True)  # what the daemon needs of it, it has open
+        try:
+            said = self.daemon.hear()
+        except EmulabError as error:
+            log.warning("the memory of %s: %s", self.spec.name, error.message)
+        else:
+            log.info("the memory of %s is complete: %s", self.spec.name, said)
 
     def plug_and_release(self) -> None:
         """At pre-resume: the guest's sockets are live, its tasks not yet. What was held goes in before anything newer."""
@@ -241,6 +272,7 @@ class _Restore:
             pidfile=pidfile,
             hook_socket=str(self.hooks.path),
             join_cgroup=guest.cgroup.join_command(),
+            lazy=self._arrival.daemon is not None,
         )
         self._process = subprocess.Popen(
             call.argv, env=environment(call.env), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

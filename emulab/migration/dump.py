@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -54,13 +55,39 @@ class FinalDump:
             self._process.kill()
             self._process.wait()
 
+    def end(self) -> None:
+        """End CRIU without a verdict: the tree stays as it is, and must be kept from running by its cgroup."""
+        self._process.kill()
+        self._process.wait()
+        self._decided.set()
+
     def close(self) -> None:
         self._hooks.close()
 
 
+class Nobody:
+    """A socket with no other end: whoever listens on it learns at once that there is nobody."""
+
+    def __init__(self) -> None:
+        self._socket, other = socket.socketpair()
+        other.close()
+
+    @property
+    def descriptor(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 def start(call: commands.CriuCall) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        call.argv, env=environment(call.env), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        call.argv,
+        env=environment(call.env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=call.descriptors,
     )
 
 

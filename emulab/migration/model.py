@@ -72,6 +72,9 @@ class Report:
     layer_bytes: int = 0
     tasks: int = 0
     tcp_established: int = 0
+    pages_faulted: int = 0  # post-copy: pages for which a task of the guest had to wait, and how long
+    fault_p50_s: float = 0.0
+    fault_max_s: float = 0.0
     stop_rule: str = ""
     stop_reason: str = ""
     predicted_blackout_s: float | None = None

@@ -61,4 +61,43 @@ class PreCopy:
         guest.release()
 
 
-STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in (PreCopy(), StopAndCopy())}
+class PostCopy:
+    """The guest runs at the destination once its tasks are there; its memory follows when it is touched, the rest in the background."""
+
+    name = "post-copy"
+    has_rounds, layer_in_freeze, pages_follow = False, False, True
+
+    def run(self, guest: Departure) -> None:
+        guest.check()
+        guest.reach_destination()
+        guest.prepare_pages()
+        guest.copy_layer()
+        guest.freeze()
+        guest.dump_and_send()
+        guest.restore_there()
+        guest.commit()
+        guest.serve_pages()
+        guest.release()
+
+
+class Hybrid:
+    """Rounds as in pre-copy; what was written since the last one follows by post-copy."""
+
+    name = "hybrid"
+    has_rounds, layer_in_freeze, pages_follow = True, False, True
+
+    def run(self, guest: Departure) -> None:
+        guest.check()
+        guest.reach_destination()
+        guest.prepare_pages()
+        guest.copy_layer()
+        guest.rounds()
+        guest.freeze()
+        guest.dump_and_send()
+        guest.restore_there()
+        guest.commit()
+        guest.serve_pages()
+        guest.release()
+
+
+STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in (PreCopy(), StopAndCopy(), PostCopy(), Hybrid())}

@@ -173,6 +173,13 @@ class Guests:
         partial.write_text(json.dumps(data))
         partial.replace(guest.folder / "guest.json")
 
+    def forget(self, name: str) -> None:
+        """A guest that is somewhere else now is not listed here any more, whatever it still has here."""
+        (self._folder / name / "guest.json").unlink(missing_ok=True)
+
+    def has_tasks(self, name: str) -> bool:
+        return bool(guest_cgroup(name).pids())
+
     # -- life ----------------------------------------------------------------------------------------------------------------------
 
     def start(self, spec: GuestSpec) -> Guest:

@@ -20,6 +20,7 @@ from emulab import clock
 from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal
 from emulab.migration.destination import IMAGES
+from emulab.migration.lazy import handover
 from emulab.node.guest import Guest, Guests
 
 log = logging.getLogger("emulab.recovery")
@@ -104,6 +105,15 @@ def _close_arrivals(guests: Guests, path: Path) -> None:
             journal.record(key, "aborted", path, role="destination", vm=entry["vm"], reason="the agent was restarted")
 
 
+def _give_up(guests: Guests, doubt: Doubt, key: str) -> None:
+    """The destination has it: what is here is no longer needed, except memory that has not arrived there yet."""
+    served = next((state for state in handover.left_behind("out") if state["key"] == key), None)
+    if served:
+        handover.serve_on(served, guests)
+    else:
+        guests.discard(doubt.guest)
+
+
 def settle(guests: Guests, doubt: Doubt, ask: Ask, *, path: Path = journal.JOURNAL, patience_s: float = 60.0) -> None:
     """End a guest in doubt if its destination has it, resume it if not, leave it frozen if nobody answers."""
     name, key, to = doubt.guest.spec.name, str(doubt.entry["migration"]), str(doubt.entry.get("to", ""))
@@ -115,8 +125,8 @@ def settle(guests: Guests, doubt: Doubt, ask: Ask, *, path: Path = journal.JOURN
             log.info("asking %s about %s: %s", to, name, error.message)
             time.sleep(0.5)
             continue
-        if state == "running":
-            guests.discard(doubt.guest)
+        if state in ("running", "lost"):
+            _give_up(guests, doubt, key)
             journal.record(key, "released", path, role="source", vm=name)
             return
         if state in ("aborted", "failed", "unknown"):

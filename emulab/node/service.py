@@ -21,6 +21,7 @@ from emulab.migration.channel import Incoming, Listener, Peer, PeerError, connec
 from emulab.migration.control import Control
 from emulab.migration.departure import Departure
 from emulab.migration.destination import Arrival
+from emulab.migration.lazy import handover
 from emulab.migration.model import Options, Report, Timeline
 from emulab.migration.plan import make_plan
 from emulab.migration.predict import Machine
@@ -112,6 +113,29 @@ class Service:
         self._configure(**known)
         for doubt in doubts:
             threading.Thread(target=self._settle, args=(doubt,), name="recovery", daemon=True).start()
+        self._find_post_copies({str(doubt.entry["migration"]) for doubt in doubts})
+
+    def _find_post_copies(self, in_doubt: set[str]) -> None:
+        """Those of an agent before this one go on by themselves; a guest can be neither moved nor stopped until its own has ended."""
+        for state in handover.left_behind("out"):
+            if self.guests.find(str(state["guest"])) is None:
+                self._meanwhile_busy(state, lambda state=state: handover.serve_on(state, self.guests))  # type: ignore[misc]
+            elif state["key"] not in in_doubt:  # it was before the commit, and its server has ended with that agent
+                handover.forget("out", state)
+        for state in handover.left_behind("in"):
+            self._meanwhile_busy(state, lambda state=state: handover.await_arrival(state))  # type: ignore[misc]
+
+    def _meanwhile_busy(self, state: dict[str, Any], wait: Callable[[], None]) -> None:
+        claim = self._claim(str(state["guest"]))
+        claim.__enter__()
+
+        def run() -> None:
+            try:
+                wait()
+            finally:
+                claim.__exit__()
+
+        threading.Thread(target=run, name="recovery", daemon=True).start()
 
     def _settle(self, doubt: Doubt) -> None:
         with self._claim(doubt.guest.spec.name):
@@ -238,6 +262,7 @@ class Service:
                 link_bytes_s=self._link_bytes_s(wanted),
                 machine=self._machine,
                 control=control,
+                secret=self._secret,
             )
             self._moving[name] = control
             control.watch(call.gone)
@@ -293,7 +318,7 @@ class Service:
         name = str(first.fields["spec"]["name"])
         try:
             with self._claim(name):
-                Arrival(peer, self.guests, self.runner, first).serve()
+                Arrival(peer, self.guests, self.runner, first, secret=self._secret).serve()
         except UsageError as error:
             peer.send("error", message=error.message, hint=error.hint)
 

@@ -115,3 +115,18 @@ def test_paths_of_watched_files_are_given_in_their_order():
     )
     at = call.argv.index("--irmap-scan-path")
     assert call.argv[at : at + 4] == ("--irmap-scan-path", "/etc/a", "--irmap-scan-path", "/etc")
+
+
+def test_a_lazy_dump_leaves_pages_out_and_has_nobody_to_serve_them_to():
+    call = dump(lazy=9)
+    at = call.argv.index("--lazy-pages")
+    assert call.argv[at : at + 3] == ("--lazy-pages", "--ps-socket", "9")
+    assert call.descriptors == (9,)
+    assert "--lazy-pages" not in dump().argv
+    assert dump().descriptors == ()
+
+
+def test_a_lazy_restore_hands_its_descriptors_over_in_the_image_folder():
+    call = commands.restore(images=OUT / "final", rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", lazy=True)
+    at = call.argv.index("--lazy-pages")
+    assert call.argv[at : at + 3] == ("--lazy-pages", "-W", "/run/emulab/out-web-1/final")
