@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ from emulab.errors import EmulabError
 PORT = 7070
 MAX_HEADER = 16 * 1024 * 1024
 MAX_PAYLOAD = 64 * 1024 * 1024
+_BULK = 16384  # payloads from this size on are paced; smaller messages are the conversation, which must not wait
+_PIECE = 65536
+# TLS cuts what it sends into records of at most 16 KiB and adds a header, a nonce and a tag to each.
+_RECORD, _RECORD_EXTRA = 16384, 5 + 8 + 16
 _HEAD = struct.Struct(">II")
 _IDENTITY = "emulab"
 _CIPHERS = "PSK-AES128-GCM-SHA256:PSK-AES256-GCM-SHA384"
@@ -48,11 +53,54 @@ class Incoming:
     payload: bytes
 
 
+class Pacer:
+    """A token bucket: ``take`` waits until so many bytes may go. ``rate`` in bytes/s."""
+
+    def __init__(self, rate: float, *, burst: float = _PIECE) -> None:
+        self._rate = rate
+        self._burst_s = burst / rate
+        self._free_at = 0.0  # when everything taken so far has been earned
+
+    def take(self, size: int) -> None:
+        now = clock.now()
+        self._free_at = max(self._free_at, now - self._burst_s) + size / self._rate
+        if self._free_at > now:
+            time.sleep(self._free_at - now)
+
+
+class Meter:
+    """Rate of a link in bytes/s, from how long large payloads took. None until a quarter of a second was spent on them."""
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self._bytes = 0
+        self._seconds = 0.0
+
+    def add(self, size: int, seconds: float) -> None:
+        self._bytes += size
+        self._seconds += seconds
+        if self._seconds >= 0.25:
+            seen = self._bytes / self._seconds
+            self.rate = seen if self.rate is None else (self.rate + seen) / 2
+            self._bytes, self._seconds = 0, 0.0
+
+
+def on_wire(size: int) -> int:
+    """Bytes of TLS records for one write of ``size`` bytes."""
+    return size + -(-size // _RECORD) * _RECORD_EXTRA
+
+
 class Peer:
-    """One side of a connection. Not for use by several threads at once, except that one may send while another receives."""
+    """One side of a connection. Messages may be sent from several threads; one at a time may wait for one, and none sends meanwhile.
+
+    ``bytes_out`` and ``bytes_in`` count TLS records, which is what TCP carries.
+    """
 
     def __init__(self, connection: ssl.SSLSocket) -> None:
         self._connection = connection
+        self._sending = threading.Lock()
+        self._pacer: Pacer | None = None
+        self.meter = Meter()
         self.bytes_out = 0
         self.bytes_in = 0
 
@@ -65,18 +113,37 @@ class Peer:
     def remote_host(self) -> str:
         return str(self._connection.getpeername()[0])
 
+    def limit(self, bytes_per_s: float | None) -> None:
+        """Send large payloads no faster than this, in bursts of at most 64 KiB; None: as fast as the link allows."""
+        self._pacer = Pacer(bytes_per_s) if bytes_per_s else None
+
     def send(self, kind: str, payload: bytes | bytearray | memoryview = b"", **fields: Any) -> None:
         header = json.dumps({"kind": kind, **fields}, separators=(",", ":")).encode()
         head = _HEAD.pack(len(header), len(payload)) + header
-        try:
-            if len(payload) < 16384:
-                self._connection.sendall(head + bytes(payload))
-            else:
-                self._connection.sendall(head)
-                self._connection.sendall(payload)
-        except OSError as error:
-            raise PeerLostError(f"the connection between the agents broke while sending {kind}: {error}") from error
-        self.bytes_out += len(head) + len(payload)
+        with self._sending:
+            try:
+                if len(payload) < _BULK:
+                    self._write(head + bytes(payload))
+                else:
+                    self._write(head)
+                    self._write_bulk(memoryview(payload))
+            except OSError as error:
+                raise PeerLostError(f"the connection between the agents broke while sending {kind}: {error}") from error
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._connection.sendall(data)
+        self.bytes_out += on_wire(len(data))
+
+    def _write_bulk(self, payload: memoryview) -> None:
+        started = clock.now()
+        if self._pacer is None:
+            self._write(payload)
+        else:
+            for at in range(0, len(payload), _PIECE):
+                piece = payload[at : at + _PIECE]
+                self._pacer.take(len(piece))
+                self._write(piece)
+        self.meter.add(len(payload), clock.now() - started)
 
     def receive(self, timeout_s: float | None = None) -> Incoming:
         """Next message. Raises PeerLostError at the end of the connection or after the timeout."""
@@ -94,7 +161,7 @@ class Peer:
             raise PeerLostError(f"the connection between the agents broke: {error}") from error
         except (ValueError, KeyError, AttributeError) as error:
             raise PeerError(f"malformed message from the other agent: {error}") from error
-        self.bytes_in += _HEAD.size + header_size + payload_size
+        self.bytes_in += on_wire(_HEAD.size + header_size + payload_size)
         return Incoming(str(kind), header, bytes(payload))
 
     def _exactly(self, size: int) -> bytearray:

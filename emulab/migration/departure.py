@@ -15,7 +15,7 @@ from emulab.command import Runner
 from emulab.criu import commands
 from emulab.criu.tracker import DirtyTracker
 from emulab.errors import EmulabError
-from emulab.migration import commit, freeze, journal, undo
+from emulab.migration import commit, freeze, journal, store, undo
 from emulab.migration.channel import Peer
 from emulab.migration.control import Control
 from emulab.migration.destination import IMAGES
@@ -83,7 +83,8 @@ class Departure:
         self.throttle: Throttle | None = None
         self.secret = secret
         self.folder = IMAGES / f"out-{key}"
-        self.sender = PageSender()
+        self.sender = PageSender(self._rate, asks=options.page_store)
+        self.stream: FolderSender | None = None  # has the connection while images travel
         self.layer = LayerSender(guest.rootfs.upper)
         self.tracker: DirtyTracker | None = None
         self.dump: FinalDump | None = None
@@ -140,6 +141,8 @@ class Departure:
     def reach_destination(self) -> None:
         """Connect, and let the destination prepare everything that needs no guest."""
         self._peer = self.connect()
+        if self.options.link_budget_bit_s:
+            self._peer.limit(self.wire.link_bytes_s)
         self.control.on_abort(self._peer.cut)
         # For a successor of this agent: whatever the journal says of this guest's earlier moves is over.
         journal.record(self.key, "prepared", role="source", vm=self.guest.spec.name)
@@ -171,6 +174,7 @@ class Departure:
     def freeze(self) -> None:
         """The blackout begins: every task stops, frames for the guest are steered to the destination and held there."""
         self.control.check()
+        store.ask(self.peer, self.sender)  # not inside the freeze
         if self._layer_copied:
             self.report.layer_bytes += self.layer_pass()
             self.find_watched()
@@ -197,12 +201,12 @@ class Departure:
         self.dump = FinalDump(call, images, IMAGES / f"dump-{self.key}.sock")
         if nobody:
             nobody.close()
-        stream = FolderSender(self.peer, images, self.sender)
-        self.dump.wait_until_dumped(self.left(), meanwhile=stream.poll, check=self.control.check)
+        self.stream = FolderSender(self.peer, images, self.sender)
+        self.dump.wait_until_dumped(self.left(), meanwhile=self.stream.poll, check=self.control.check)
         dumped = self.timeline.mark("migration.dump", "end")
         self.report.phases["dump"] = dumped - started
         self.timeline.mark("migration.transfer", "begin", at=dumped)
-        stream.finish()
+        self.stream.finish()
         self.peer.expect_ok(self.left())
         layer_bytes = self.layer_pass(self.mapped)
         self.report.layer_bytes += layer_bytes
@@ -308,10 +312,16 @@ class Departure:
         report = self.report
         report.outcome, report.reason = outcome, reason
         late = sum(item.bytes_on_wire for item in report.rounds if item.kind == "post-copy")
-        report.bytes_on_wire = late + (self._peer.bytes_out if self._peer else 0)
+        report.bytes_on_wire = late + (self._peer.bytes_out + self._peer.bytes_in if self._peer else 0)
         report.bytes_of_pages = sum(item.bytes for item in report.rounds)
         report.pages_distinct, report.pages_zero = self.sender.distinct_pages + self.late_distinct, self.sender.zero_pages + self.late_zero
+        report.pages_from_store, report.bytes_from_store = self.sender.stored_pages, self.sender.stored_pages * PAGE
         report.end_s = self.timeline.mark("migration", "end", outcome=outcome, **self._labels())
+
+    def _rate(self) -> float:
+        """What the link is believed to carry now, in bytes/s."""
+        measured = self._peer.meter.rate if self._peer else None
+        return min(self.wire.link_bytes_s, measured or self.wire.link_bytes_s)
 
     def _labels(self) -> dict[str, Any]:
         return {"vm": self.report.vm, "from": self.report.source, "to": self.report.destination, "strategy": self.report.strategy}
@@ -325,4 +335,7 @@ class Departure:
             self.pages.close()
         if self._peer:
             self._peer.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.committed and self.options.page_store and self.sender.distinct_pages:
+            store.keep_in_background(self.guest.spec.name, self.sender, self.folder)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -16,7 +16,7 @@ from emulab.criu import commands
 from emulab.criu.hooks import HookServer
 from emulab.criu.log import read_deciding_line
 from emulab.errors import EmulabError
-from emulab.migration import guestnet, journal
+from emulab.migration import guestnet, journal, store
 from emulab.migration.channel import Incoming, Peer, PeerLostError
 from emulab.migration.dump import environment
 from emulab.migration.hold import FrameHold, announce
@@ -44,7 +44,8 @@ class Arrival:
         self.guest = Guest(self.spec, 0, 0, clock.now(), arrived_from=str(first.fields["source"]))
         self._neighbours: list[tuple[str, str]] = []
         self._folder = IMAGES / f"in-{self.key}"
-        self._pages = PageReceiver()
+        self._visit = store.Visit(self.spec.name)
+        self._pages = PageReceiver(self._visit)
         self._layer = LayerReceiver(self.guest.rootfs.upper)
         self._images = FolderReceiver(self._folder, self._pages)
         self._hold: FrameHold | None = None
@@ -57,7 +58,8 @@ class Arrival:
         self._committed = False
         self._steps: dict[str, Callable[[Incoming], None]] = {
             **dict.fromkeys(("layer", "layer-end"), self._layer_message),
-            **dict.fromkeys(("folder", "files", "pages", "chunk", "folder-end"), self._image_message),
+            **dict.fromkeys(("folder", "files", "chunk", "folder-end"), self._image_message),
+            "stored": lambda _: self._peer.send("stored", self._visit.offer()),
             "memory-follows": self._prepare_daemon,
             "hold": self._hold_frames,
             "announce": lambda _: self._draw_frames(),
@@ -83,6 +85,7 @@ class Arrival:
             if self.daemon:
                 self.daemon.close()
             self._pages.close()
+            self._visit.close()
             if self._hold:
                 self._hold.close()
             shutil.rmtree(self._folder, ignore_errors=True)

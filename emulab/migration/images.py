@@ -1,24 +1,33 @@
-"""Moving one CRIU image folder: pages files through the page transport, everything else as one compressed batch.
+"""Moving one CRIU image folder: pages files through the page transport while CRIU still writes them, everything else in pieces at the end.
 
-Files keep their names; a file name never carries a folder, so nothing can be written outside of the image folder.
+Reading and hashing, sending, and rebuilding on the other side go on at the same time, a few chunks apart. Files keep their names; a file
+name never carries a folder, so nothing can be written outside of the image folder.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import zstandard
 
 from emulab.errors import EmulabError
 from emulab.migration.channel import Incoming, Peer
-from emulab.migration.pages import PAGE, Chunk, PageReceiver, PageSender
+from emulab.migration.pages import CHUNK_PAGES, PAGE, Chunk, PageReceiver, PageSender, Part
+from emulab.migration.store import ask
 
 _LOCAL = {"stats-dump", "parent", "irmap-cache"}
 _AHEAD = 4  # chunks that may wait for the link: bounds memory to some 20 MiB
+_PIECES = 4 * 1024 * 1024  # content of one message of other files
+_INDEX = 16 * 1024 * 1024
+_LOOK_EVERY_S = 0.005
+_EAGER_PAGES = 64  # fewer pages than this wait for more while CRIU is at work
+_PATIENCE_S = 0.5
+_DIGEST = 32
 
 
 def check_file_name(name: str) -> str:
@@ -28,70 +37,172 @@ def check_file_name(name: str) -> str:
     return name
 
 
-def _is_pages(path: Path) -> bool:
-    return path.name.startswith("pages-") and path.suffix == ".img" and path.stat().st_size % PAGE == 0
+def _is_pages(name: str) -> bool:
+    return name.startswith("pages-") and name.endswith(".img")
 
 
 class FolderSender:
-    """Sends the images of one folder. ``poll`` may be called while CRIU still writes: it sends the pages of finished tasks."""
+    """Sends the images of one folder, from the moment it is made: what CRIU has written so far, until ``finish`` says that it is done.
+
+    The connection belongs to it until ``finish`` or ``close`` has returned.
+    """
 
     def __init__(self, peer: Peer, folder: Path, sender: PageSender) -> None:
         self._peer = peer
         self._folder = folder
         self._sender = sender
-        self._sent = 0
+        self._sent: dict[str, int] = {}  # pages of each pages file
+        self._parts: list[Part] = []  # of the chunk that is being gathered
+        self._data: list[bytes] = []
+        self._ahead: queue.Queue[Chunk | None] = queue.Queue(_AHEAD)  # a None ends it
+        self._complete = threading.Event()
+        self._stopped = threading.Event()
+        self._failed: list[BaseException] = []
         peer.send("folder", folder=folder.name)
+        self._threads = [threading.Thread(target=self._guarded, args=(work,), daemon=True) for work in (self._read, self._send)]
+        for thread in self._threads:
+            thread.start()
 
     def poll(self) -> None:
-        """CRIU numbers pages files in the order in which it dumps tasks, so each one is finished once the next exists."""
-        while (self._folder / f"pages-{self._sent + 2}.img").exists():
-            self._send_pages([self._folder / f"pages-{self._sent + 1}.img"])
-            self._sent += 1
+        """Raises what went wrong so far, if something did."""
+        if self._failed:
+            raise self._failed[0]
 
     def finish(self) -> None:
-        """Send everything that is left."""
-        files = sorted(path for path in self._folder.iterdir() if path.is_file() and path.name not in _LOCAL and path.suffix != ".log")
-        early = {f"pages-{number}.img" for number in range(1, self._sent + 1)}
-        pages = [path for path in files if _is_pages(path) and path.name not in early]
-        others = [(path.name, path.read_bytes()) for path in files if path not in pages and path.name not in early]
-        batch = zstandard.ZstdCompressor(level=1).compress(b"".join(data for _, data in others))
-        self._peer.send("files", batch, names=[(name, len(data)) for name, data in others])
-        self._send_pages(pages)
+        """CRIU is done: send everything that is left."""
+        self._complete.set()
+        for thread in self._threads:
+            thread.join()
+        self.poll()
+        for names, content in self._pieces():
+            index = json.dumps(names, separators=(",", ":")).encode()
+            self._peer.send("files", zstandard.ZstdCompressor(level=3).compress(index + content), index=len(index), size=len(content))
         self._peer.send("folder-end")
 
-    def _send_pages(self, pages: list[Path]) -> None:
-        """Hashing and compressing runs ahead of the link by a few chunks."""
-        ahead: queue.Queue[tuple[str, Any] | None] = queue.Queue(_AHEAD)  # a None ends it
-        failed: list[BaseException] = []
+    def close(self) -> None:
+        """Stop early, in the middle of the folder. Safe to repeat, and after ``finish``.
 
-        def produce() -> None:
-            try:
-                for path in pages:
-                    ahead.put(("pages", {"name": path.name, "pages": path.stat().st_size // PAGE}))
-                    for chunk in self._sender.chunks(path):
-                        ahead.put(("chunk", chunk))
-            except BaseException as error:
-                failed.append(error)
-            ahead.put(None)
+        A link that takes nothing any more is given up after a moment: a frozen guest may be waiting to be resumed.
+        """
+        self._stopped.set()
+        self._complete.set()
+        for thread in self._threads:
+            thread.join(_PATIENCE_S)
+            if thread.is_alive():
+                self._peer.cut()
+                thread.join()
 
-        thread = threading.Thread(target=produce, name="hash", daemon=True)
-        thread.start()
+    # -- two threads: reading and hashing, and the link --------------------------------------------------------------------------------
+
+    def _guarded(self, work: Callable[[], None]) -> None:
         try:
-            while (item := ahead.get()) is not None:
-                kind, value = item
-                if kind == "pages":
-                    self._peer.send("pages", **value)
-                else:
-                    self._peer.send("chunk", value.refs + value.content, first=value.first_page, refs=len(value.refs))
+            work()
+        except BaseException as error:
+            self._failed.append(error)
+            self._stopped.set()
+
+    def _read(self) -> None:
+        try:
+            ask(self._peer, self._sender)
+            complete = False
+            while not complete and not self._stopped.is_set():
+                complete = self._complete.is_set()  # asked before looking: what is there then is all there is
+                moved = self._gather()
+                if self._parts and (complete or (not moved and self._pages_gathered() >= _EAGER_PAGES and self._ahead.empty())):
+                    self._hand_over()
+                if not moved and not complete:
+                    self._complete.wait(_LOOK_EVERY_S)
         finally:
-            while thread.is_alive():  # let a blocked producer end
-                try:
-                    ahead.get(timeout=0.01)
-                except queue.Empty:
-                    continue
-            thread.join()
-        if failed:
-            raise failed[0]
+            self._put(None)
+
+    def _gather(self) -> bool:
+        """Take what the pages files have grown by; True if they have."""
+        moved = False
+        names = sorted((name for name in os.listdir(self._folder) if _is_pages(name)), key=lambda name: (len(name), name))  # noqa: PTH208
+        for name in names:
+            path = self._folder / name
+            first = self._sent.get(name)
+            pages = path.stat().st_size // PAGE
+            if first is None:
+                self._sent[name] = first = 0
+                if not pages:
+                    self._parts.append(Part(name, 0, 0))
+            if pages < first:
+                raise EmulabError(f"{name} became shorter while it was sent")
+            if pages > first:
+                moved = True
+                with path.open("rb", buffering=0) as file:
+                    file.seek(first * PAGE)
+                    while first < pages and not self._stopped.is_set():
+                        first += self._take(name, file.read(min(pages - first, CHUNK_PAGES - self._pages_gathered()) * PAGE), first)
+        return moved
+
+    def _take(self, name: str, data: bytes, first: int) -> int:
+        count = len(data) // PAGE
+        if not count:
+            raise EmulabError(f"{name} became shorter while it was sent")
+        last = self._parts[-1] if self._parts else None
+        if last and last.name == name:
+            self._parts[-1] = Part(name, last.first, last.count + count)
+        else:
+            self._parts.append(Part(name, first, count))
+        self._data.append(data[: count * PAGE])
+        self._sent[name] = first + count
+        if self._pages_gathered() == CHUNK_PAGES:
+            self._hand_over()
+        return count
+
+    def _pages_gathered(self) -> int:
+        return sum(part.count for part in self._parts)
+
+    def _hand_over(self) -> None:
+        chunk = self._sender.chunk(self._folder, self._parts, b"".join(self._data))
+        self._parts, self._data = [], []
+        self._put(chunk)
+
+    def _put(self, item: Chunk | None) -> None:
+        while True:
+            try:
+                return self._ahead.put(item, timeout=0.05)
+            except queue.Full:
+                if self._stopped.is_set():
+                    return None
+
+    def _send(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                chunk = self._ahead.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            if chunk is None:
+                return
+            parts = [(part.name, part.first, part.count) for part in chunk.parts]
+            payload = b"".join((chunk.digest, chunk.refs, chunk.content))
+            self._peer.send("chunk", payload, parts=parts, refs=len(chunk.refs), form=chunk.kind)
+
+    # -- everything else ---------------------------------------------------------------------------------------------------------------
+
+    def _pieces(self) -> Iterator[tuple[list[tuple[str, int, int]], bytes]]:
+        """[(name, offset, size)] and content of what is not pages, however large it is."""
+        names: list[tuple[str, int, int]] = []
+        content = bytearray()
+        for path in sorted(self._folder.iterdir()):
+            if not path.is_file() or path.name in _LOCAL or path.suffix == ".log":
+                continue
+            offset = self._sent.get(path.name, 0) * PAGE  # of a pages file only what is less than a page is left
+            with path.open("rb", buffering=0) as file:
+                file.seek(offset)
+                if not path.stat().st_size and path.name not in self._sent:
+                    names.append((path.name, 0, 0))
+                while data := file.read(_PIECES - len(content)):
+                    names.append((path.name, offset, len(data)))
+                    content += data
+                    offset += len(data)
+                    if len(content) == _PIECES:
+                        yield names, bytes(content)
+                        names, content = [], bytearray()
+        if names:
+            yield names, bytes(content)
 
 
 def send_folder(peer: Peer, folder: Path, sender: PageSender) -> None:
@@ -100,19 +211,17 @@ def send_folder(peer: Peer, folder: Path, sender: PageSender) -> None:
 
 
 class FolderReceiver:
-    """The other side of ``send_folder``: feed it messages until ``handle`` returns True."""
+    """The other side of ``FolderSender``: feed it messages until ``handle`` returns True."""
 
     def __init__(self, base: Path, receiver: PageReceiver) -> None:
         self._base = base
         self._receiver = receiver
         self._folder: Path | None = None
-        self._file: int | None = None
 
     def handle(self, message: Incoming) -> bool:
         handler: Callable[[Incoming], bool] | None = {
             "folder": self._start,
             "files": self._files,
-            "pages": self._pages,
             "chunk": self._chunk,
             "folder-end": lambda _: True,
         }.get(message.kind)
@@ -128,24 +237,35 @@ class FolderReceiver:
     def _files(self, message: Incoming) -> bool:
         if self._folder is None:
             raise EmulabError("files before their folder")
-        names = [(check_file_name(str(name)), int(size)) for name, size in message.fields["names"]]
-        total = sum(size for _, size in names)
-        data = zstandard.ZstdDecompressor().decompress(message.payload, max_output_size=total) if total else b""
+        index, content = int(message.fields["index"]), int(message.fields["size"])
+        if not (0 <= content <= _PIECES and 0 <= index <= _INDEX):
+            raise EmulabError("a message of image files is larger than it may be")
+        try:
+            if zstandard.frame_content_size(message.payload) != index + content:
+                raise EmulabError("image files arrived that are not as large as they should be")
+            data = zstandard.ZstdDecompressor().decompress(message.payload)
+            pieces = [(check_file_name(str(name)), int(offset), int(size)) for name, offset, size in json.loads(data[:index])]
+        except (zstandard.ZstdError, ValueError, TypeError) as error:
+            raise EmulabError(f"image files cannot be unpacked: {error}") from error
+        data = data[index:]
+        if len(data) != content or sum(size for _, _, size in pieces) != content or any(size < 0 for _, _, size in pieces):
+            raise EmulabError("image files arrived that are not as large as they should be")
         at = 0
-        for name, size in names:
-            (self._folder / name).write_bytes(data[at : at + size])
+        for name, offset, size in pieces:
+            with (self._folder / name).open("ab") as file:
+                if file.tell() != offset:
+                    raise EmulabError(f"a piece of {name} arrived out of order")
+                file.write(data[at : at + size])
             at += size
         return False
 
-    def _pages(self, message: Incoming) -> bool:
-        if self._folder is None:
-            raise EmulabError("pages before their folder")
-        self._file = self._receiver.open(self._folder / check_file_name(str(message.fields["name"])), int(message.fields["pages"]))
-        return False
-
     def _chunk(self, message: Incoming) -> bool:
-        if self._file is None:
-            raise EmulabError("a chunk before its pages file")
-        size = int(message.fields["refs"])
-        self._receiver.write(self._file, Chunk(int(message.fields["first"]), message.payload[:size], message.payload[size:]))
+        if self._folder is None:
+            raise EmulabError("a chunk before its folder")
+        fields, payload = message.fields, memoryview(message.payload)
+        parts = tuple(Part(check_file_name(str(name)), int(first), int(count)) for name, first, count in fields["parts"])
+        end = _DIGEST + int(fields["refs"])
+        self._receiver.write(
+            self._folder, Chunk(parts, bytes(payload[:_DIGEST]), bytes(payload[_DIGEST:end]), int(fields["form"]), bytes(payload[end:]))
+        )
         return False

@@ -22,8 +22,9 @@ class Options:
 
     ``freeze_budget_s``: blackout aimed for. ``min_rounds``, ``max_rounds``: of pre-copy. ``max_blackout_s``: longest blackout allowed: a
     migration that is predicted to exceed it does not happen. ``deadline_s``: longest time frozen before the source is resumed.
-    ``auto_converge``: throttle a guest that writes too fast. ``link_budget_bit_s``: of the line, 0 for all of it. ``hold_at``: for fault
-    tests: stand still for so many seconds at the beginning of a phase (its name in the timeline without "migration.": layer, round,
+    ``auto_converge``: throttle a guest that writes too fast. ``link_budget_bit_s``: of the line, 0 for all of it. ``page_store``:
+    refer to pages that the destination kept from an earlier visit, and keep this guest's pages here when it has left. ``hold_at``: for
+    fault tests: stand still for so many seconds at the beginning of a phase (its name in the timeline without "migration.": layer, round,
     freeze, dump, transfer, restore, commit, resume).
     """
 
@@ -36,6 +37,7 @@ class Options:
     auto_converge: bool = False
     max_blackout_s: float | None = None
     link_budget_bit_s: int = 0
+    page_store: bool = True
     hold_at: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -69,6 +71,8 @@ class Report:
     bytes_of_pages: int = 0
     pages_distinct: int = 0
     pages_zero: int = 0
+    pages_from_store: int = 0  # which the destination had kept from an earlier visit
+    bytes_from_store: int = 0
     layer_bytes: int = 0
     tasks: int = 0
     tcp_established: int = 0

@@ -2,151 +2,315 @@
 
 CRIU dumps a page that prefork workers share copy-on-write once per worker; measured on Apache with 119 workers, 71 % of the pages of a
 round were such copies. The sender names each page by a strong hash (BLAKE3, 256 bits, so that a guest cannot forge a collision) and sends
-the content of a page only the first time, compressed; zero pages and repeats are sent as 4-byte references. The receiver rebuilds the
-image files byte by byte.
+the content of a page only the first time; zero pages, repeats and pages that the destination kept from an earlier visit of the guest are
+references. The receiver rebuilds each chunk, compares its digest with that of what the sender read, and only then writes it.
 
-References: 0xFFFFFFFF is the zero page, any other number the n-th distinct page of this migration, counted from 0. A number equal to the
-count so far introduces a new page, whose content is the next one in the chunk's payload.
+References are 32-bit numbers. ``ZERO_REF`` is the zero page. Below ``STORED`` a number means the n-th distinct page of this migration,
+counted from 0; a number equal to the count so far introduces a new page, whose content is the next one in the chunk. ``STORED`` + n
+introduces the n-th page of the destination's store as the next distinct page.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Protocol
 
 import zstandard
 from blake3 import blake3
 
 from emulab.errors import EmulabError
+from emulab.migration.compression import Compressor, Decompressor
 
 PAGE = 4096
 CHUNK_PAGES = 1024
+STORED = 0x80000000
 ZERO_REF = 0xFFFFFFFF
 _ZERO_PAGE = bytes(PAGE)
+_GIGABIT = 117e6  # bytes of payload per second
+
+
+@dataclass(frozen=True)
+class Part:
+    """``count`` pages of one pages file from page ``first`` on."""
+
+    name: str
+    first: int
+    count: int
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Part of one pages file: ``refs`` are 32-bit page references, ``content`` the new pages among them, compressed."""
+    """At most ``CHUNK_PAGES`` pages of one or more files.
 
-    first_page: int
+    ``digest`` is that of all these pages one after the other, ``refs`` their references (packed), ``content`` the new pages among them as
+    ``kind`` says (see compression.py).
+    """
+
+    parts: tuple[Part, ...]
+    digest: bytes
     refs: bytes
+    kind: int
     content: bytes
 
 
-class PageSender:
-    """Splits pages files into chunks. One per migration: it remembers what the other side holds."""
+class Offer(Protocol):
+    """Pages that the other side has from earlier."""
 
-    def __init__(self, *, level: int = 1) -> None:
+    def find(self, digest: bytes) -> int | None:
+        """Number of the page in the other side's store, None if it is not there."""
+
+
+class Stored(Protocol):
+    """The receiver's pages from earlier."""
+
+    def read_into(self, first: int, pages: memoryview) -> None:
+        """Fill ``pages`` from page ``first`` on. Raises EmulabError for pages that were never offered."""
+
+
+class PageSender:
+    """Turns pages into chunks. One per migration: it remembers what the other side holds, and where each distinct page was read.
+
+    ``rate``: payload bytes/s of the link as it is believed to be; asked for each chunk. ``asks``: whether the other side is still to be
+    asked which pages it kept from earlier visits of the guest.
+    """
+
+    def __init__(self, rate: Callable[[], float] = lambda: _GIGABIT, *, asks: bool = False) -> None:
+        self.asks = asks
         self._known: dict[bytes, int] = {}
-        self._compressor = zstandard.ZstdCompressor(level=level)
+        self._compressor = Compressor(rate)
+        self._offer: Offer | None = None
+        self._files: list[Path] = []
+        self._file_of = array("I")  # of each distinct page
+        self._page_of = array("I")
         self.pages = 0
         self.zero_pages = 0
+        self.stored_pages = 0
 
     @property
     def distinct_pages(self) -> int:
         return len(self._known)
 
-    def chunks(self, path: Path) -> Iterator[Chunk]:
-        """Read a pages file in order. Memory: one chunk (4 MiB) and its compressed content."""
-        with path.open("rb", buffering=0) as file:
-            first = 0
-            while data := file.read(CHUNK_PAGES * PAGE):
-                yield self._chunk(first, data)
-                first += len(data) // PAGE
+    @property
+    def sent_pages(self) -> int:
+        """Distinct pages whose content crossed the wire."""
+        return len(self._known) - self.stored_pages
 
-    def _chunk(self, first: int, data: bytes) -> Chunk:
-        known, refs, fresh = self._known, array("I"), []
-        for at in range(0, len(data), PAGE):
-            page = data[at : at + PAGE]
-            if page == _ZERO_PAGE:
-                refs.append(ZERO_REF)
-                self.zero_pages += 1
-                continue
-            digest = blake3(page).digest()
-            ref = known.get(digest)
-            if ref is None:
-                ref = known[digest] = len(known)
-                fresh.append(page)
-            refs.append(ref)
+    def refer_to(self, offer: Offer) -> None:
+        """From now on pages that the other side offers are referred to instead of sent."""
+        self._offer = offer
+
+    def distinct(self) -> Iterator[tuple[bytes, Path, int]]:
+        """Digest, file and page of every distinct page seen so far."""
+        for digest, file, page in zip(self._known, self._file_of, self._page_of, strict=True):
+            yield digest, self._files[file], page
+
+    def chunk(self, folder: Path, parts: Sequence[Part], data: bytes) -> Chunk:
+        """Next chunk to send: ``data`` is the content of ``parts``, files of ``folder``. Memory: about three times its size."""
+        known, refs, fresh = self._known, [], []
+        at = 0
+        for part in parts:
+            file = self._file_number(folder / part.name)
+            for page_number in range(part.first, part.first + part.count):
+                page = data[at : at + PAGE]
+                at += PAGE
+                if page == _ZERO_PAGE:
+                    refs.append(ZERO_REF)
+                    continue
+                digest = blake3(page).digest()
+                ref = known.get(digest)
+                if ref is None:
+                    ref = known[digest] = len(known)
+                    self._file_of.append(file)
+                    self._page_of.append(page_number)
+                    stored = self._offer.find(digest) if self._offer else None
+                    if stored is None:
+                        fresh.append(page)
+                    else:
+                        ref = STORED + stored
+                        self.stored_pages += 1
+                refs.append(ref)
         self.pages += len(refs)
-        return Chunk(first, refs.tobytes(), self._compressor.compress(b"".join(fresh)) if fresh else b"")
+        self.zero_pages += refs.count(ZERO_REF)
+        kind, content = self._compressor.pack(fresh) if fresh else (0, b"")
+        return Chunk(tuple(parts), blake3(data).digest(), pack_refs(refs), kind, content)
+
+    def _file_number(self, path: Path) -> int:
+        if not self._files or self._files[-1] != path:
+            self._files.append(path)
+        return len(self._files) - 1
+
+
+def pack_refs(refs: Sequence[int]) -> bytes:
+    """Differences of neighbours, which are mostly 1 or 0, and zstd: 65 workers' 72 000 references shrink from 288 to about 5 kB."""
+    steps = array("I", [(ref - before) & 0xFFFFFFFF for before, ref in pairwise([0, *refs])])
+    return zstandard.ZstdCompressor(level=3).compress(steps.tobytes())
+
+
+def unpack_refs(packed: bytes | memoryview) -> list[int]:
+    """Raises EmulabError for anything that ``pack_refs`` cannot have made of one chunk's references."""
+    try:
+        if not 0 <= zstandard.frame_content_size(packed) <= 4 * CHUNK_PAGES:
+            raise EmulabError("a chunk carried more references than a chunk has pages")
+        steps = array("I", zstandard.ZstdDecompressor().decompress(packed))
+    except (zstandard.ZstdError, ValueError) as error:
+        raise EmulabError(f"a chunk carried something that is not a list of references: {error}") from error
+    return list(accumulate(steps, lambda before, step: (before + step) & 0xFFFFFFFF))
 
 
 class PageReceiver:
     """Rebuilds pages files from chunks. Distinct pages are found again in the files they were first written to."""
 
-    def __init__(self) -> None:
-        self._decompressor = zstandard.ZstdDecompressor()
-        self._file_of = array("I")
-        self._page_of = array("Q")
+    def __init__(self, stored: Stored | None = None) -> None:
+        self._stored = stored
+        self._decompressor = Decompressor()
+        self._numbers: dict[Path, int] = {}
         self._files: list[int] = []
         self._sizes: list[int] = []  # in pages
+        self._file_of = array("I")  # of each distinct page
+        self._page_of = array("I")
 
-    def open(self, path: Path, pages: int) -> int:
-        """Create a file of so many pages; returns its number for ``write``."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        os.ftruncate(descriptor, pages * PAGE)
-        self._files.append(descriptor)
-        self._sizes.append(pages)
-        return len(self._files) - 1
+    def write(self, folder: Path, chunk: Chunk) -> None:
+        """Append a chunk to its files in ``folder``. Raises EmulabError, with no page written, unless it is exactly what was sent."""
+        refs = unpack_refs(chunk.refs)
+        if len(refs) != sum(part.count for part in chunk.parts):
+            raise EmulabError("a chunk carried references of other pages than it names")
+        files = [self._open(folder / part.name) for part in chunk.parts]
+        ends = {file: self._sizes[file] for file in files}
+        for part, file in zip(chunk.parts, files, strict=True):
+            if part.count < 0 or part.first != ends[file]:
+                raise EmulabError(f"pages of {part.name} arrived out of order")
+            ends[file] += part.count
+        new = self._introduced(refs)
+        content = memoryview(self._decompressor.unpack(chunk.kind, chunk.content, sum(ref < STORED for _, ref in new) * PAGE))
+        pages = bytearray(len(refs) * PAGE)
+        self._rebuild(refs, new, content, memoryview(pages))
+        if blake3(pages).digest() != chunk.digest:
+            raise EmulabError("a page arrived that is not what was sent", hint="the migration can be tried again")
+        places = [
+            (file, page) for part, file in zip(chunk.parts, files, strict=True) for page in range(part.first, part.first + part.count)
+        ]
+        for at, _ in new:
+            file, page = places[at]
+            self._file_of.append(file)
+            self._page_of.append(page)
+        self._append(chunk.parts, files, refs, memoryview(pages))
 
-    def write(self, number: int, chunk: Chunk) -> None:
-        """Raises EmulabError for references that were never introduced or content that does not match them."""
-        target = self._files[number]
-        refs, content = self._unpack(number, chunk)
-        taken = 0
-        run_at = 0
-        run: list[bytes] = []
-        for offset, ref in enumerate(refs):
-            page_number = chunk.first_page + offset
-            if ref == ZERO_REF:
-                page = b""
-            elif ref == len(self._file_of):
-                page = content[taken : taken + PAGE]
-                if len(page) != PAGE:
-                    raise EmulabError("a page arrived without its content")
-                taken += PAGE
-                self._file_of.append(number)
-                self._page_of.append(page_number)
-            elif ref < len(self._file_of):
-                if run:  # the page may be among those not yet written
-                    os.pwrite(target, b"".join(run), run_at * PAGE)
-                    run = []
-                page = os.pread(self._files[self._file_of[ref]], PAGE, self._page_of[ref] * PAGE)
-            else:
+    def _open(self, path: Path) -> int:
+        """Number of a pages file, created at its first part."""
+        number = self._numbers.get(path)
+        if number is None:
+            number = self._numbers[path] = len(self._files)
+            self._files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            self._sizes.append(0)
+        return number
+
+    def _introduced(self, refs: Sequence[int]) -> list[tuple[int, int]]:
+        """(place in the chunk, reference) of each page that is new to this migration."""
+        new = []
+        count = len(self._file_of)
+        for at, ref in enumerate(refs):
+            if ref == count or STORED <= ref < ZERO_REF:
+                new.append((at, ref))
+                count += 1
+            elif ref > count and ref != ZERO_REF:
                 raise EmulabError(f"page {ref} was never sent")
-            if page:
-                if not run or run_at + len(run) != page_number:
-                    if run:
-                        os.pwrite(target, b"".join(run), run_at * PAGE)
-                    run_at, run = page_number, []
-                run.append(page)
-        if run:
-            os.pwrite(target, b"".join(run), run_at * PAGE)
-        if taken != len(content):
-            raise EmulabError("a chunk carried pages that nothing refers to")
+        return new
 
-    def _unpack(self, number: int, chunk: Chunk) -> tuple[array[int], bytes]:
-        """References and new pages of a chunk, if they can be what they say."""
-        if len(chunk.refs) % 4:
-            raise EmulabError("a chunk carried something that is not a list of references")
-        refs = array("I", chunk.refs)
-        if not 0 <= chunk.first_page <= self._sizes[number] - len(refs):
-            raise EmulabError("a chunk of pages lies outside of its file")
-        if not chunk.content:
-            return refs, b""
-        try:
-            if not 0 <= zstandard.frame_content_size(chunk.content) <= len(refs) * PAGE:
-                raise EmulabError("a chunk carried pages that nothing refers to")
-            return refs, self._decompressor.decompress(chunk.content)
-        except zstandard.ZstdError as error:
-            raise EmulabError(f"a chunk of pages cannot be unpacked: {error}") from error
+    def _rebuild(self, refs: Sequence[int], new: Sequence[tuple[int, int]], content: memoryview, pages: memoryview) -> None:
+        fresh = bytearray(len(refs))
+        for at, _ in new:
+            fresh[at] = 1
+        taken = 0
+        for start, count in _runs(refs, fresh):
+            ref, target = refs[start], pages[start * PAGE : (start + count) * PAGE]
+            if ref == ZERO_REF:
+                continue
+            if ref >= STORED:
+                if self._stored is None:
+                    raise EmulabError("a page arrived that refers to a store which was never offered")
+                self._stored.read_into(ref - STORED, target)
+            elif fresh[start]:
+                target[:] = content[taken : taken + count * PAGE]
+                taken += count * PAGE
+            else:
+                self._repeat(ref, count, new, pages, target)
+
+    def _repeat(self, ref: int, count: int, new: Sequence[tuple[int, int]], pages: memoryview, target: memoryview) -> None:
+        """Pages that were sent before: from the files they are in, or from this very chunk."""
+        known = len(self._file_of)
+        at = 0
+        while at < count:
+            number = ref + at
+            if number >= known:
+                there = new[number - known][0] * PAGE
+                target[at * PAGE : (at + 1) * PAGE] = pages[there : there + PAGE]
+                at += 1
+                continue
+            file, page = self._file_of[number], self._page_of[number]
+            run = 1
+            while (
+                at + run < count
+                and number + run < known
+                and self._file_of[number + run] == file
+                and self._page_of[number + run] == page + run
+            ):
+                run += 1
+            _read_exactly(self._files[file], target[at * PAGE : (at + run) * PAGE], page * PAGE)
+            at += run
+
+    def _append(self, parts: Sequence[Part], files: Sequence[int], refs: Sequence[int], pages: memoryview) -> None:
+        """Zero pages stay holes."""
+        at = 0
+        for part, number in zip(parts, files, strict=True):
+            descriptor = self._files[number]
+            for start, count, zero in _stretches(refs[at : at + part.count]):
+                if not zero:
+                    _write_all(descriptor, pages[(at + start) * PAGE : (at + start + count) * PAGE], (part.first + start) * PAGE)
+            self._sizes[number] = part.first + part.count
+            if part.count and refs[at + part.count - 1] == ZERO_REF:
+                os.ftruncate(descriptor, self._sizes[number] * PAGE)
+            at += part.count
 
     def close(self) -> None:
         for descriptor in self._files:
             os.close(descriptor)
         self._files.clear()
+
+
+def _runs(refs: Sequence[int], fresh: bytearray) -> Iterator[tuple[int, int]]:
+    """(place, count) of stretches whose references count up by one, all new or none, or are all zero pages."""
+    start = 0
+    for at in range(1, len(refs) + 1):
+        if at < len(refs) and fresh[at] == fresh[start] and refs[at] == (ZERO_REF if refs[start] == ZERO_REF else refs[at - 1] + 1):
+            continue
+        if refs:
+            yield start, at - start
+        start = at
+
+
+def _stretches(refs: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
+    """(place, count, are they zero pages) of stretches of zero pages and of other pages."""
+    start = 0
+    for at in range(1, len(refs) + 1):
+        if at == len(refs) or (refs[at] == ZERO_REF) != (refs[start] == ZERO_REF):
+            yield start, at - start, refs[start] == ZERO_REF
+            start = at
+
+
+def _read_exactly(descriptor: int, target: memoryview, offset: int) -> None:
+    while target:
+        got = os.preadv(descriptor, [target], offset)
+        if not got:
+            raise EmulabError("a page that was sent before is gone from its file")
+        target, offset = target[got:], offset + got
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written

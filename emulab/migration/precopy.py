@@ -13,7 +13,7 @@ from emulab.criu.stats import read_dump_stats
 from emulab.errors import EmulabError
 from emulab.migration.dirty import DirtyPages
 from emulab.migration.dump import is_traced, pages_in, start
-from emulab.migration.images import send_folder
+from emulab.migration.images import FolderSender
 from emulab.migration.inventory import count_mappings, take_inventory
 from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
@@ -79,14 +79,16 @@ class PreCopyRounds:
             images = leaving.folder / str(number)
             images.mkdir()
             tasks = guest.cgroup.pids()
+            distinct = leaving.sender.sent_pages
+            leaving.stream = FolderSender(leaving.peer, images, leaving.sender)  # sends while CRIU still writes
             guest.cgroup.lift_quota()  # a throttled task could not reach its stop before the next period
             try:
                 self._tracker.arm(tasks)
                 frozen_s, clean_since = self._pre_dump(images)
             finally:
                 leaving.limit_guest()
-            distinct, sending = leaving.sender.distinct_pages, clock.now()
-            send_folder(leaving.peer, images, leaving.sender)
+            sending = clock.now()
+            leaving.stream.finish()
             leaving.peer.expect_ok(120)
             sent_s, image_bytes = clock.now() - sending, leaving.peer.bytes_out - before
             leaving.chain.append(images)
@@ -95,7 +97,7 @@ class PreCopyRounds:
         frozen_s = frozen_s or (stats.freezing_us + stats.frozen_us) / 1e6
         pages, mappings = pages_in(images), count_mappings(tasks)
         # What the guest writes again will hardly be repeats of other pages: of the first round, only distinct pages count.
-        fresh = pages if number > 1 else leaving.sender.distinct_pages - distinct
+        fresh = pages if number > 1 else leaving.sender.sent_pages - distinct
         self._learn_wire(pages, fresh, image_bytes, sent_s)
         leaving.machine.saw_round(frozen_s=frozen_s, tasks=len(tasks), mappings=mappings, pages=pages)
         dirty = self._dirty.count(guest.cgroup.pids())
@@ -154,7 +156,7 @@ class PreCopyRounds:
             write_protect=self._tracker.write_protect,
             watched=leaving.watched,
         )
-        process = start(call)
+        stream, process = leaving.stream, start(call)
         stopped_at = resumed_at = 0.0
         while process.poll() is None:
             traced = is_traced(guest.pid)
@@ -167,6 +169,8 @@ class PreCopyRounds:
                 process.kill()  # it only writes files now: the guest is out of its hands
                 process.wait()
                 leaving.control.check()
+            if stream:
+                stream.poll()
             time.sleep(0.002)
         if process.returncode != 0:
             raise EmulabError(f"CRIU pre-dump failed: {read_deciding_line(images / 'pre-dump.log')}")

@@ -50,6 +50,8 @@ def abort(leaving: Departure, error: BaseException) -> None:
 
 
 def _resume_here(leaving: Departure) -> None:
+    if leaving.stream:
+        leaving.stream.close()
     if leaving.reached:
         with contextlib.suppress(PeerError):
             leaving.reached.send("abort")

@@ -84,7 +84,7 @@ def _wait_for_criu() -> None:
 
 def _remove_images(folder: Path = IMAGES) -> None:
     """Images and sockets of migrations that nobody drives any more."""
-    for pattern in ("in-*", "out-*", "dump-*.sock", "restore-*.sock"):
+    for pattern in ("in-*", "out-*", "keep-*", "dump-*.sock", "restore-*.sock"):
         for path in folder.glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

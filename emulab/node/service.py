@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import platform
@@ -16,11 +17,12 @@ from emulab import clock
 from emulab.command import Runner
 from emulab.criu import tracker
 from emulab.errors import EmulabError, UsageError
-from emulab.migration import journal
+from emulab.migration import journal, store
 from emulab.migration.channel import Incoming, Listener, Peer, PeerError, connect
 from emulab.migration.control import Control
 from emulab.migration.departure import Departure
 from emulab.migration.destination import Arrival
+from emulab.migration.images import check_file_name
 from emulab.migration.lazy import handover
 from emulab.migration.model import Options, Report, Timeline
 from emulab.migration.plan import make_plan
@@ -213,6 +215,20 @@ class Service:
         del call
         with self._claim(name):
             self.guests.stop(name)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        """The pages that this node and the others keep of a guest are of no use any longer."""
+        store.discard(name)
+        for node, address in self._peers.items():
+            if node in (self.node, "head"):
+                continue
+            try:
+                peer = connect(address, self._secret, timeout_s=1)
+                with contextlib.closing(peer):
+                    peer.ask("forget", name=name, timeout_s=2)
+            except PeerError as error:
+                log.info("%s was not told to forget %s: %s", node, name, error)
 
     def vm_list(self, call: Call) -> list[dict[str, Any]]:
         del call
@@ -309,6 +325,9 @@ class Service:
             elif first.kind == "status":
                 key = str(first.fields["key"])
                 peer.send("ok", state=journal.last_state(key))
+            elif first.kind == "forget":
+                store.discard(check_file_name(str(first.fields["name"])))
+                peer.send("ok")
             else:
                 peer.send("error", message=f"unknown request {first.kind!r}")
         except PeerError as error:

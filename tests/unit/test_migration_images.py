@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from emulab.errors import EmulabError
 from emulab.migration.images import FolderReceiver, FolderSender, check_file_name, send_folder
@@ -64,20 +70,100 @@ def test_logs_and_statistics_stay_at_home(there, here, receiver):
     assert set(content(here / "final")) == {"core-1.img"}
 
 
-def test_pages_of_finished_tasks_travel_while_criu_still_writes(there, here, receiver):
+def until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.002)
+
+
+def carried(wire):
+    """How many pages of each file have left so far."""
+    found = {}
+    for message in list(wire.sent):
+        for name, first, count in message.fields.get("parts", ()):
+            assert found.get(name, 0) == first
+            found[name] = first + count
+    return found
+
+
+def test_pages_travel_while_criu_still_writes_them(there, here, receiver):
     wire = Wire()
     stream = FolderSender(wire, there, PageSender())
-    fill(there, pages_1=b"\1" * PAGE)
+    with (there / "pages-1.img").open("wb", buffering=0) as file:
+        file.write(os.urandom(100 * PAGE + 5))
+        until(lambda: carried(wire) == {"pages-1.img": 100})
+        file.write(os.urandom(100 * PAGE - 5))
+        until(lambda: carried(wire) == {"pages-1.img": 200})
+        file.write(os.urandom(3 * PAGE))  # too few to go by themselves
+    fill(there, pages_2=b"", pages_10=b"\2" * PAGE * 80, core_1=b"core")
+    until(lambda: "pages-10.img" in carried(wire))
     stream.poll()
-    assert [message.kind for message in wire.sent] == ["folder"]  # the first may still grow
-    fill(there, pages_2=b"\2" * PAGE)
-    stream.poll()
-    assert [message.fields.get("name") for message in wire.sent if message.kind == "pages"] == ["pages-1.img"]
-    fill(there, pages_3=b"\3" * PAGE, core_1=b"core")
     stream.finish()
+    assert carried(wire) == {"pages-1.img": 203, "pages-2.img": 0, "pages-10.img": 80}
+    assert wire.deliver(receiver) is True
+    assert content(here / "final") == content(there)
+
+
+def test_small_files_share_a_chunk(there):
+    for number in range(1, 41):
+        fill(there, **{f"pages_{number}": os.urandom(PAGE)})
+    wire = Wire()
+    send_folder(wire, there, PageSender())
+    assert [message.kind for message in wire.sent].count("chunk") == 1
+
+
+def test_files_that_are_larger_than_a_message_arrive_in_pieces(there, here, receiver):
+    large = os.urandom(9 * 1024 * 1024)
+    fill(there, tmpfs_dev_9=large, ghost_file_1=bytes(10 * 1024 * 1024), a=b"a", zz=large[:4096])
+    wire = Wire()
+    send_folder(wire, there, PageSender())
+    assert max(len(message.payload) for message in wire.sent) < 5 * 1024 * 1024
     wire.deliver(receiver)
     assert content(here / "final") == content(there)
-    assert [message.fields["name"] for message in wire.sent if message.kind == "pages"] == [f"pages-{n}.img" for n in (1, 2, 3)]
+
+
+def test_stopping_early_ends_the_threads(there):
+    before = threading.active_count()
+    stream = FolderSender(Wire(), there, PageSender())
+    fill(there, pages_1=os.urandom(200 * PAGE))
+    stream.close()
+    stream.close()
+    assert threading.active_count() == before
+
+
+def test_a_link_that_takes_nothing_more_is_given_up_when_stopping(there):
+    class Stuck(Wire):
+        def __init__(self):
+            super().__init__()
+            self.asked, self.given_up = threading.Event(), threading.Event()
+
+        def send(self, kind, payload=b"", **fields):
+            if kind == "chunk":
+                self.asked.set()
+                assert self.given_up.wait(10)
+                raise ConnectionError("cut")
+
+        def cut(self):
+            self.given_up.set()
+
+    wire = Stuck()
+    stream = FolderSender(wire, there, PageSender())
+    fill(there, pages_1=os.urandom(2000 * PAGE))
+    until(wire.asked.is_set)
+    stream.close()
+    with pytest.raises(ConnectionError):
+        stream.poll()
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_an_error(there):
+    stream = FolderSender(Wire(), there, PageSender())
+    path = there / "pages-1.img"
+    path.write_bytes(os.urandom(100 * PAGE))
+    until(lambda: stream._sent.get(path.name) == 100)
+    os.truncate(path, 50 * PAGE)
+    with pytest.raises(EmulabError, match="became shorter"):
+        stream.finish()
 
 
 def test_a_second_folder_refers_to_pages_of_the_first(there, here, receiver, tmp_path):
@@ -102,18 +188,27 @@ def test_pages_files_of_another_size_are_sent_as_plain_files(there, here, receiv
 
 
 def test_an_error_while_reading_pages_is_raised_and_not_lost(there):
-    fill(there, pages_1=bytes(PAGE))
-
     class Broken(PageSender):
-        def chunks(self, path):
+        def chunk(self, folder, parts, data):
             raise OSError("the disk is gone")
 
+    stream = FolderSender(Wire(), there, Broken())
+    fill(there, pages_1=bytes(100 * PAGE))
+
+    def failed():
+        try:
+            stream.poll()
+        except OSError:
+            return True
+        return False
+
+    until(failed)
     with pytest.raises(OSError, match="the disk is gone"):
-        send_folder(Wire(), there, Broken())
+        stream.finish()
 
 
 def test_a_broken_connection_ends_the_sending(there):
-    fill(there, pages_1=os.urandom(40 * 1024 * PAGE // 4))
+    fill(there, pages_1=bytes(8 * 1024 * PAGE))  # more than waits for the link
 
     class Broken(Wire):
         def send(self, kind, payload=b"", **fields):
@@ -132,21 +227,67 @@ def test_a_name_that_is_more_than_a_file_name_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["..", "../../etc", "/tmp/x", "a/b"])
-@pytest.mark.parametrize("kind", ["folder", "files", "pages"])
+@pytest.mark.parametrize("kind", ["folder", "files", "chunk"])
 def test_nothing_is_written_outside_of_the_folder(here, receiver, kind, name, tmp_path):
     wire = Wire()
     if kind != "folder":
         wire.send("folder", folder="final")
-    wire.send(kind, b"", folder=name, name=name, names=[(name, 0)], pages=1)
+    index = json.dumps([(name, 0, 4)]).encode()
+    payload = zstandard.compress(index + b"evil") if kind == "files" else b""
+    wire.send(kind, payload, folder=name, index=len(index), size=4, parts=[(name, 0, 1)], refs=0, form=0)
     before = {path for path in tmp_path.rglob("*") if "final" not in path.parts}
     with pytest.raises(EmulabError, match="refused"):
         wire.deliver(receiver)
     assert {path for path in tmp_path.rglob("*") if "final" not in path.parts} == before
 
 
-@pytest.mark.parametrize("kind", ["files", "pages", "chunk", "commit"])
+@pytest.mark.parametrize("kind", ["files", "chunk", "commit"])
 def test_messages_out_of_turn_are_refused(receiver, kind):
     wire = Wire()
-    wire.send(kind, b"", names=[], name="a", pages=1, first=0, refs=0)
+    wire.send(kind, b"", index=0, size=0, parts=[], refs=0, form=0)
     with pytest.raises(EmulabError):
         wire.deliver(receiver)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "content", "size"),
+    [
+        ([("a", 0, 4)], b"12345", 5),
+        ([("a", 0, 6)], b"12345", 5),
+        ([("a", 0, 6), ("b", 0, -1)], b"12345", 5),
+        ([("a", 1, 5)], b"12345", 5),
+        ([("a", 0, 5)], b"12345", 6),
+        ([("a", 0, 5)], b"12345", 2**40),
+        ([("a", 0)], b"12345", 5),
+        ([5], b"12345", 5),
+    ],
+)
+def test_files_that_are_not_what_their_index_says_are_refused(here, receiver, pieces, content, size):
+    index = json.dumps(pieces).encode()
+    wire = Wire()
+    wire.send("folder", folder="final")
+    wire.send("files", zstandard.compress(index + content), index=len(index), size=size)
+    with pytest.raises(EmulabError):
+        wire.deliver(receiver)
+    assert all(path.stat().st_size == 0 for path in (here / "final").iterdir())
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40), st.integers(0, 5)), max_size=8), st.data())
+def test_however_files_grow_they_arrive_whole(tmp_path_factory, growth, data):
+    base = tmp_path_factory.mktemp("growing")
+    (base / "there" / "1").mkdir(parents=True)
+    (base / "here").mkdir()
+    pages = PageReceiver()
+    wire, receiver = Wire(), FolderReceiver(base / "here", pages)
+    stream = FolderSender(wire, base / "there" / "1", PageSender())
+    for number, count, kind in growth:
+        with (base / "there" / "1" / f"pages-{number}.img").open("ab", buffering=0) as file:
+            part = bytes([kind]) * (PAGE * count)
+            cut = data.draw(st.integers(0, len(part)))
+            file.write(part[:cut])
+            file.write(part[cut:])
+    stream.finish()
+    assert wire.deliver(receiver) is True
+    pages.close()
+    assert content(base / "here" / "1") == content(base / "there" / "1")

@@ -1,0 +1,70 @@
+"""A guest that comes back: what its host kept of it does not cross the wire again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import HOSTS, wait_until
+
+from emulab.testbed.testbed import PYTHON
+
+pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
+
+STORE = "/var/lib/emulab/guests/.store"
+
+
+def kept(testbed, node):
+    """Sizes of the stores of a node by guest."""
+    code = f"import json, pathlib; print(json.dumps({{p.name: p.stat().st_size for p in pathlib.Path({STORE!r}).glob('*')}}))"
+
+    return json.loads(testbed.project.exec_run(node, (PYTHON, "-c", code)).stdout)
+
+
+def test_a_second_visit_costs_a_fraction_of_the_first(start):
+    guest = start(PAGES="6000")
+    first = guest.move("host2")
+    assert first["pages_from_store"] == 0
+    wait_until(lambda: "check" in kept(guest.testbed, "host1"))
+    second = guest.move("host1")
+    assert guest.runs_only_here() == "host1"
+    assert second["pages_from_store"] > first["pages_distinct"] / 2
+    assert second["bytes_from_store"] == second["pages_from_store"] * 4096
+    assert second["bytes_on_wire"] <= 0.3 * first["bytes_on_wire"]
+    wait_until(lambda: "check" in kept(guest.testbed, "host2"))
+    cold = guest.move("host2", page_store=False)
+    assert cold["pages_from_store"] == 0
+    assert cold["bytes_on_wire"] > 2 * second["bytes_on_wire"]
+    guest.check()
+
+
+def test_a_spoiled_store_is_not_used_and_harms_nothing(start):
+    guest = start()
+    guest.move("host2")
+    wait_until(lambda: "check" in kept(guest.testbed, "host1"))
+    spoil = f"""
+import os, pathlib
+path = pathlib.Path({STORE!r}) / "check"
+with path.open("r+b") as file:
+    for at in range(0, path.stat().st_size, 512 * 1024):
+        file.seek(at)
+        file.write(os.urandom(64))
+"""
+    assert guest.testbed.project.exec_run("host1", (PYTHON, "-c", spoil)).ok
+    record = guest.move("host1")
+    assert record["pages_from_store"] == 0
+    assert guest.runs_only_here() == "host1"
+
+
+def test_stopping_a_guest_forgets_it_everywhere(start):
+    guest = start()
+    guest.move("host2")
+    guest.move("host3")
+    for node in ("host1", "host2"):
+        wait_until(lambda node=node: "check" in kept(guest.testbed, node))
+    guest.testbed.stop_guest("check")
+    assert [kept(guest.testbed, node) for node in HOSTS] == [{}] * len(HOSTS)

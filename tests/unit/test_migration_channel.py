@@ -1,0 +1,65 @@
+"""How fast large payloads leave, and how they are counted."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from emulab import clock
+from emulab.migration.channel import Meter, Pacer, on_wire
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """A clock that only sleeping moves; returns the list of sleeps."""
+    now, sleeps = [1000.0], []
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(clock, "now", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    sleep.now = now
+    sleep.all = sleeps
+    return sleep
+
+
+def test_a_limited_link_carries_its_rate_and_no_more(slept):
+    pacer = Pacer(1_000_000)
+    for _ in range(100):
+        pacer.take(65536)
+    assert sum(slept.all) == pytest.approx(99 * 0.065536)  # the first is the burst
+
+
+def test_what_was_not_used_is_not_saved_up(slept):
+    pacer = Pacer(1_000_000)
+    pacer.take(65536)
+    slept.now[0] += 60
+    before = sum(slept.all)
+    for _ in range(10):
+        pacer.take(65536)
+    assert sum(slept.all) - before == pytest.approx(9 * 0.065536)
+
+
+def test_it_never_waits_long_at_once(slept):
+    pacer = Pacer(1_000_000)
+    for _ in range(50):
+        pacer.take(65536)
+    assert max(slept.all) <= 0.066
+
+
+def test_a_rate_is_known_once_enough_was_sent():
+    meter = Meter()
+    meter.add(10_000_000, 0.1)
+    assert meter.rate is None
+    meter.add(10_000_000, 0.15)
+    assert meter.rate == pytest.approx(80e6)
+    meter.add(10_000_000, 0.5)
+    assert meter.rate == pytest.approx(50e6)
+
+
+@pytest.mark.parametrize(("size", "records"), [(0, 0), (1, 1), (16384, 1), (16385, 2), (65536, 4)])
+def test_records_are_counted_as_they_cross(size, records):
+    assert on_wire(size) == size + 29 * records
