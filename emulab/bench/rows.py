@@ -228,7 +228,8 @@ def _growth(samples: Sequence[Sample], group: str, x: Value, per: str) -> list[R
         ours, theirs = (_line_dict(line_of(samples, group, mover, x, key), per) for mover in (OURS, PRE_DUMP))
         if ours:
             ratio = ours["slope"] / theirs["slope"] if theirs and theirs["slope"] > 0 else None
-            setting = f"{what}, {', '.join(setting.split()[0] for setting in _settings(samples, group))} {per}s"
+            sizes = [setting.split() for setting in _settings(samples, group)]
+            setting = f"{what}, {', '.join(size[0] for size in sizes)} {sizes[-1][-1]}"
             rows.append(
                 Row(f"growth with {group}", setting, ours, {**theirs, "method": PRE_DUMP} if theirs else None, ratio, "a fitted line", None)
             )

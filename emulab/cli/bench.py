@@ -26,5 +26,5 @@ def bench(
     extent = Extent(repetitions=1 if quick else repetitions, quick=quick)
     with Steps() as progress:
         record = run_bench(only=only or (), extent=extent, progress=progress, resume=resume, runs=runs, mend=mend)
-    out.print(rows_table(record.rows))
+    out.print(rows_table(record.rows), width=None if out.is_terminal else 220)
     out.print(f"page: {record.folder.path / 'bench.html'}", markup=False)
