@@ -225,7 +225,7 @@ class Bench:
             errors: list[str] = []
             with self._bed.clients("open", clients=workers - 2, rate=f"{SHARE * capacity:.2f}") as load, self._probes() as probe:
                 time.sleep(2.0)
-                for n in range(moves):
+                for _ in range(moves):
                     time.sleep(3.0)
                     try:
                         here = str(self._bed.testbed.find(guest)["node"])
