@@ -34,9 +34,11 @@ _CLEAN = """
 import shutil, sys
 from emulab.command import Runner
 from emulab.errors import EmulabError
+from emulab.migration import store
 from emulab.node.cgroup import guest_cgroup
 from emulab.node.guest import Guests
 for name in sys.argv[1:]:
+    store.discard(name)  # pages kept of it would make the next guest of this name a second visit
     try:
         guest_cgroup(name).thaw()
     except EmulabError:

@@ -155,12 +155,13 @@ class Stock:
     def move(self, testbed: Testbed, guest: str, to: str) -> Move:
         node = str(testbed.find(guest)["node"])
         address = testbed.addresses[to]
+        # All started, then all waited for: each needs some tenths of a second to be there.
         self._receiver = Remote(testbed.project, to, "emulab.bench.receiver", address)
-        self._receiver.expect("listening")
         with Remote(testbed.project, node, "emulab.bench.source", self.key, guest, address, self.setting) as source:
-            source.expect("ready")
             watched = Watched(testbed, guest, node, to)
             try:
+                self._receiver.expect("listening")
+                source.expect("ready")
                 source.say()
                 report = source.json()
                 seen = watched.finish()

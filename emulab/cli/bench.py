@@ -18,7 +18,7 @@ def bench(
     runs: Annotated[Path, typer.Option(help="Where run folders go: below it, bench/.")] = Path("runs"),
     mend: Annotated[bool, typer.Option("--repair", help="First bring what this machine lacks; says what it changes.")] = False,
 ) -> None:
-    """Measure our migration beside stop-and-copy with runc and pre-copy with stock CRIU; about half an hour, on a testbed of its own."""
+    """Measure our migration beside stop-and-copy with runc and pre-copy with stock CRIU; 35 to 40 minutes, on a testbed of its own."""
     from emulab.bench.figures import Extent
     from emulab.bench.run import run_bench
     from emulab.bench.text import rows_table
