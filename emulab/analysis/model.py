@@ -85,6 +85,8 @@ class Round(_Part):
     frozen_s: Seconds
     predicted_blackout_s: Seconds
     dirty_pages_per_s: Number
+    dirty_pages: int | None = Field(description="Written by the guest since the round took its pages.")
+    throttle: Number = Field(description="Share of its CPU withheld from the guest.")
     slowdown: Number = Field(description="Median response time / median before, same operations; 1 = none.")
     slowdown_samples: int
 
@@ -103,6 +105,12 @@ class Step(_Part):
     name: str
     start_s: float = Field(description="After the begin of the blackout.")
     duration_s: float
+
+
+class ThrottleStep(_Part):
+    at_s: Seconds
+    share: Number = Field(description="Of its CPU, withheld from the guest.")
+    vcpus: Number
 
 
 class Migration(_Part):
@@ -134,6 +142,8 @@ class Migration(_Part):
     stop_rule: str | None
     stop_reason: str | None
     predicted_blackout_s: Seconds
+    predicted: dict[str, Seconds] = Field(description="Parts of the predicted blackout; empty if none was made.")
+    throttle: list[ThrottleStep] = Field(description="Steps of auto-converge.")
     requests_failed: int
     operations_failed: int
     probes_lost: int

@@ -277,7 +277,9 @@ def _migration(analysis: Analysis, item: Affected) -> model.Migration:
         tcp_established=_count(raw.get("tcp_established")),
         stop_rule=_text(raw.get("stop_rule")),
         stop_reason=_text(raw.get("stop_reason")),
-        predicted_blackout_s=predictions[-1] if predictions else None,
+        predicted_blackout_s=finite(_float(raw.get("predicted_blackout_s", predictions[-1] if predictions else None))),
+        predicted={str(name): finite(_float(value)) for name, value in (raw.get("predicted") or {}).items()},
+        throttle=[_throttle_step(step, origin) for step in raw.get("throttle") or ()],
         requests_failed=int(connections.failed(hit).sum()),
         operations_failed=int((failed["end_s"].fillna(np.inf) > item.interval.start_s).sum()),
         probes_lost=downtime.lost(run.probes, item.interval),
@@ -300,9 +302,16 @@ def _round(entry: dict[str, Any], item: Affected, counted: pd.DataFrame | None, 
         frozen_s=finite(_float(entry.get("frozen_s"))),
         predicted_blackout_s=finite(_float(entry.get("predicted_blackout_s"))),
         dirty_pages_per_s=finite(_float(entry.get("dirty_pages_per_s"))),
+        dirty_pages=_count(entry.get("dirty_pages")),
+        throttle=finite(_float(entry.get("throttle"))),
         slowdown=finite(slow),
         slowdown_samples=samples,
     )
+
+
+def _throttle_step(step: dict[str, Any], origin: float) -> model.ThrottleStep:
+    at, share, vcpus = (finite(_float(step.get(key))) for key in ("at_s", "share", "vcpus"))
+    return model.ThrottleStep(at_s=None if at is None else at - origin, share=share, vcpus=vcpus)
 
 
 def _slowdown(counted: pd.DataFrame | None, item: Affected, interval: Interval) -> tuple[float, int]:

@@ -55,6 +55,12 @@ class Steps:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(title, total=expected_s, eta=self._eta())
 
+    def live(self, text: str) -> None:
+        """One line that changes all the time; nothing where there is no terminal."""
+        if self._task is None:
+            self._task = self._progress.add_task(text, total=None, eta="")
+        self._progress.update(self._task, description=text)
+
     def say(self, text: str) -> None:
         self._line(f"  {text}")
         self._advance()

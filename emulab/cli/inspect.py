@@ -30,7 +30,7 @@ def validate(
         return
     out.print(f"{checked.name}: {checked.load.users} users, {checked.load.steady:g} s steady, seed {checked.seed}", markup=False)
     for move in plan(checked):
-        out.print(f"  at {move.at_s:g} s: {move.vm} from {move.source} to {move.destination} by {move.strategy}", markup=False)
+        out.print(f"  at {move.at_s:g} s: {move.vm} from {move.source} to {move.destination} by {move.options['strategy']}", markup=False)
 
 
 def schema() -> None:

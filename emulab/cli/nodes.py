@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from emulab.cli.console import Steps, out
+from emulab.cli.vm import moving
 from emulab.engine.lock import exclusive
 from emulab.engine.removal import Removed
 from emulab.errors import UsageError
@@ -63,9 +64,13 @@ def status() -> None:
     rows = testbed.project.status()
     guests = testbed.guests() if any(row.state == "running" for row in rows) else []
     for row in rows:
-        here = [f"{guest['name']} ({guest['state']}, {guest['tasks']} tasks)" for guest in guests if guest["node"] == row.name]
+        here = [f"{guest['name']} ({_state(guest)})" for guest in guests if guest["node"] == row.name]
         table.add_row(row.name, row.state, testbed.addresses[row.name], ", ".join(here))
     out.print(table)
+
+
+def _state(guest: dict[str, Any]) -> str:
+    return ", ".join(filter(None, (guest["state"], f"{guest['tasks']} tasks", moving(guest))))
 
 
 @link_app.command("show")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from emulab.cli.console import out
+from emulab.cli.moving import live_line
 from emulab.errors import UsageError
 from emulab.node.guest import GuestSpec
 from emulab.scenario.units import parse_size
@@ -21,7 +22,7 @@ app = typer.Typer(help="Start, stop, list and enter guests.", no_args_is_help=Tr
 @app.command("list")
 def list_guests() -> None:
     """List guests with their node, address and limits."""
-    table = Table("guest", "node", "state", "address", "vcpus", "memory", "tasks", "image", box=None)
+    table = Table("guest", "node", "state", "address", "vcpus", "memory", "tasks", "image", "migration", box=None)
     for guest in Testbed().guests():
         memory = f"{guest['memory_bytes'] / 2**30:g} GiB"
         table.add_row(
@@ -33,8 +34,17 @@ def list_guests() -> None:
             memory,
             str(guest["tasks"]),
             guest["image"],
+            moving(guest),
         )
     out.print(table if table.row_count else "no guest runs")
+
+
+def moving(guest: dict[str, Any]) -> str:
+    """How far a guest that is leaving has come; empty for one that stays."""
+    row = guest.get("migration")
+    if row is None:
+        return ""
+    return f"leaving: {live_line(row)}" if row else "leaving"
 
 
 @app.command("start")

@@ -149,33 +149,81 @@ class LoadRun:
 def run_migrations(
     testbed: Testbed, load: LoadRun, planned: list[PlannedMigration], folder: RunFolder, say: Say = quiet
 ) -> tuple[list[dict[str, Any]], MigrationError | None]:
-    """Each planned migration at its time. A failed one is recorded, its CRIU logs are kept, and the load goes on.
+    """Each planned migration at its time, side by side where their times overlap; of one guest, one after the other.
 
-    Returns the rows of ``migrations.json`` and the first failure.
+    A failed one is recorded, its CRIU logs are kept, and the load goes on. Returns the rows of ``migrations.json`` in order of their ids,
+    and the first failure.
     """
-    rows: list[dict[str, Any]] = []
-    failure: MigrationError | None = None
+    moves = Moves(testbed, folder, say)
     start = load.wait_for_steady()
     for migration in planned:
         load.wait_until(start + migration.at_s)
-        source = str(testbed.find(migration.vm)["node"])
-        say(f"moving {migration.vm} from {source} to {migration.destination}")
-        options = {
-            "strategy": migration.strategy,
-            "dirty_tracker": migration.dirty_tracker,
-            "freeze_budget_s": migration.freeze_budget_s,
-            "max_rounds": migration.max_rounds,
-        }
+        moves.begin(migration)
+    moves.wait()
+    return moves.rows(), moves.failure
+
+
+class Moves:
+    """The migrations of a run, each in a thread of its own."""
+
+    def __init__(self, testbed: Testbed, folder: RunFolder, say: Say) -> None:
+        self._testbed = testbed
+        self._folder = folder
+        self._say = say
+        self._lock = threading.Lock()
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._ended: list[threading.Event] = []
+        self._last_of: dict[str, threading.Event] = {}
+        self._errors: list[BaseException] = []
+        self.failure: MigrationError | None = None
+
+    def begin(self, migration: PlannedMigration) -> None:
+        """Returns at once. A guest that is still on its way from an earlier migration sets off again when it has arrived."""
+        ended, before = threading.Event(), self._last_of.get(migration.vm)
+        self._last_of[migration.vm] = ended
+        self._ended.append(ended)
+        threading.Thread(target=self._run, args=(migration, before, ended), name=f"move {migration.vm}", daemon=True).start()
+
+    def wait(self) -> None:
+        """Until all have ended; raises what none of them expected."""
+        for ended in self._ended:
+            while not ended.wait(0.2):  # in steps, so that an interrupt is heard
+                pass
+        for error in self._errors:
+            raise error
+
+    def rows(self) -> list[dict[str, Any]]:
+        with self._lock:
+            return [self._rows[number] for number in sorted(self._rows)]
+
+    def _run(self, migration: PlannedMigration, before: threading.Event | None, ended: threading.Event) -> None:
         try:
-            row = testbed.migrate(migration.vm, migration.destination, options, number=migration.id, on_event=folder.row)
-            say(f"moved in {row['total_s']:.2f} s, blackout {row['blackout_s'] * 1000:.0f} ms")
-            rows.append(row)
+            if before:
+                before.wait()
+            self._move(migration)
+        except BaseException as error:
+            self._errors.append(error)
+        finally:
+            ended.set()
+
+    def _move(self, migration: PlannedMigration) -> None:
+        vm, to = migration.vm, migration.destination
+        self._say(f"moving {vm} from {self._testbed.find(vm)['node']} to {to}")
+        try:
+            row = self._testbed.migrate(vm, to, migration.options, number=migration.id, on_event=self._folder.row)
         except RemoteError as error:
-            rows += record_failure(error, folder, migration.id)
-            failure = failure or MigrationError(error.message, hint=f"logs: {folder.logs}" if rows else error.hint)
-            say(error.message)
-        folder.write_json("migrations.json", rows)
-    return rows, failure
+            found = record_failure(error, self._folder, migration.id)
+            with self._lock:
+                if found:
+                    self._rows[migration.id] = found[0]
+                self.failure = self.failure or MigrationError(error.message, hint=f"logs: {self._folder.logs}" if found else error.hint)
+            self._say(error.message)
+        else:
+            with self._lock:
+                self._rows[migration.id] = row
+            self._say(f"{vm} moved to {to} in {row['total_s']:.2f} s, blackout {row['blackout_s'] * 1000:.0f} ms")
+        with self._lock:
+            self._folder.write_json("migrations.json", [self._rows[number] for number in sorted(self._rows)])
 
 
 def record_failure(error: RemoteError, folder: RunFolder, number: int) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
 from emulab.migration.progress import Progress
 from emulab.migration.rounds import Round, StopRule
+from emulab.migration.strategies import STRATEGIES
 from emulab.migration.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class PreCopyRounds:
         rest = Rest(
             tasks=len(tasks),
             mappings=mappings,
-            pages=dirty + self._found.shared_pages,
+            pages=self._found.shared_pages + (0 if STRATEGIES[leaving.options.strategy].pages_follow else dirty),
             all_pages=self._found.own_pages + self._found.shared_pages,
         )
         prediction = predict(rest, leaving.wire, leaving.machine)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from emulab.migration.strategies import STRATEGIES
 from emulab.scenario.units import Duration, PositiveDuration, Rate, Size
 
 AUTO: Literal["auto"] = "auto"
@@ -72,6 +73,12 @@ def _subnet(value: str) -> str:
     return str(network)
 
 
+def _strategy(value: object) -> object:
+    if value not in STRATEGIES:
+        raise ValueError(f"must be one of {', '.join(STRATEGIES)}, got {value!r}")
+    return value
+
+
 def _path(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError("must be a path that starts with /")
@@ -85,6 +92,7 @@ AutoWhole = Annotated[
     WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]}),
 ]
 AutoAddress = Annotated[str, BeforeValidator(_auto_or_address)]
+Strategy = Annotated[str, BeforeValidator(_strategy), WithJsonSchema({"enum": list(STRATEGIES)})]
 Subnet = Annotated[str, AfterValidator(_subnet)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
 
@@ -165,10 +173,14 @@ class Migration(_Model):
     vm: str
     at: Duration = 60.0
     to: str = AUTO
-    strategy: Literal["pre-copy"] = "pre-copy"
+    strategy: Strategy = "pre-copy"
     dirty_tracker: Literal["auto", "soft-dirty", "write-protect"] = "auto"
     freeze_budget: PositiveDuration = 0.3
     max_rounds: Whole = Field(default=8, ge=1, le=100)
+    max_blackout: PositiveDuration | None = None
+    auto_converge: bool = False
+    deadline: PositiveDuration = 20.0
+    link_budget: Rate | None = None
 
 
 class Sla(_Model):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from emulab.scenario.checks import check, in_order
-from emulab.scenario.model import AUTO, FIRST_GUEST, Guest, Scenario
+from emulab.scenario.model import AUTO, FIRST_GUEST, Guest, Migration, Scenario
 from emulab.scenario.problems import Problem, refuse
 
 MIN_WORKERS = 16
@@ -23,10 +24,7 @@ class PlannedMigration:
     source: str
     destination: str
     at_s: float
-    strategy: str
-    dirty_tracker: str
-    freeze_budget_s: float
-    max_rounds: int
+    options: dict[str, Any]  # as ``emulab.migration.model.Options``
 
 
 def workers_needed(users: int, *, keepalive_s: float, mean_s: float) -> int:
@@ -80,14 +78,24 @@ def plan(scenario: Scenario) -> list[PlannedMigration]:
                 source=where[migration.vm],
                 destination=migration.to,
                 at_s=migration.at,
-                strategy=migration.strategy,
-                dirty_tracker=migration.dirty_tracker,
-                freeze_budget_s=migration.freeze_budget,
-                max_rounds=migration.max_rounds,
+                options=_options(migration),
             )
         )
         where[migration.vm] = migration.to
     return planned
+
+
+def _options(migration: Migration) -> dict[str, Any]:
+    return {
+        "strategy": migration.strategy,
+        "dirty_tracker": migration.dirty_tracker,
+        "freeze_budget_s": migration.freeze_budget,
+        "max_rounds": migration.max_rounds,
+        "max_blackout_s": migration.max_blackout,
+        "auto_converge": migration.auto_converge,
+        "deadline_s": migration.deadline,
+        "link_budget_bit_s": migration.link_budget or 0,
+    }
 
 
 def _addressed(scenario: Scenario) -> dict[str, Guest]:

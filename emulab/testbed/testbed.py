@@ -20,7 +20,7 @@ from emulab.engine.streaming import Say, quiet
 from emulab.errors import AgentError, EmulabError, UsageError
 from emulab.node import calibrate
 from emulab.node.guest import GuestSpec
-from emulab.node.rpc import Client
+from emulab.node.rpc import Client, RemoteError
 
 HOSTS = tuple(node for node in NODES if node != "head")
 PYTHON = "/opt/emulab/venv/bin/python"
@@ -137,6 +137,21 @@ class Testbed:
         if source == to:
             raise UsageError(f"guest {name} is on {to} already", hint=f"choose another host: {', '.join(set_without(HOSTS, to))}")
         return dict(self.call(source, "vm.migrate", name=name, to=to, options=options, number=number, on_event=on_event))
+
+    def plan_migration(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        """What moving a guest would take: ``emulab.migration.plan.Plan`` as a dictionary. Takes about a second and changes nothing."""
+        return dict(self.call(str(self.find(name)["node"]), "vm.plan", name=name, options=options))
+
+    def abort_migration(self, name: str) -> str:
+        """Give up the migration of a guest; returns the node on which it goes on. Raises UsageError if none is under way, or too late."""
+        self.find(name)
+        for guest in self.guests():
+            if guest["name"] == name and guest["migration"] is not None:
+                try:
+                    return str(self.call(str(guest["node"]), "vm.migrate.abort", name=name)["running_on"])
+                except RemoteError as error:
+                    raise (UsageError(error.message, hint=error.hint) if error.kind == "UsageError" else error) from error
+        raise UsageError(f"{name} is not being moved", hint="emulab vm list shows which guests are on the move")
 
     # -- links -------------------------------------------------------------------------------------------------------------------------
 

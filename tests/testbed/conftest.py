@@ -148,10 +148,10 @@ def start(moving):
             moving.stop_guest(guest["name"])
 
 
-def start_guest(testbed, name, host, *, number=0, vcpus=1.0, memory=MEMORY, **env):
+def start_guest(testbed, name, host, *, number=0, vcpus=1.0, memory=MEMORY, program=None, **env):
     """Start a self-checking guest and wait until it answers. ``number`` tells its address from that of others."""
     address = f"{SETTINGS.lan_prefix}.{100 + number}"
-    argv = ("python3", "-c", (SELFCHECK / "guest.py").read_text())
+    argv = ("python3", "-c", program or (SELFCHECK / "guest.py").read_text())
     spec = GuestSpec(name=name, image="selfcheck", address=address, vcpus=vcpus, memory_bytes=memory, argv=argv, env=env)
     testbed.start_guest(host, spec, tag=IMAGE_TAG)
     guest = SelfCheckingGuest(testbed, name, address)

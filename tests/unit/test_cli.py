@@ -131,6 +131,11 @@ def test_all_problems_are_told_at_once(cli):
         ("link", "set", "host1", "fast"),
         ("link", "measure", "--rate", "0gbit"),
         ("migrate", "web", "--to", "host2", "--freeze-budget", "300"),
+        ("migrate", "web", "--to", "host2", "--max-blackout", "0ms"),
+        ("migrate", "web", "--to", "host2", "--link-budget", "300"),
+        ("migrate", "web", "--to", "host2", "--deadline", "soon"),
+        ("migrate", "web", "db", "--to", "host2", "--to", "host3", "--to", "host4"),
+        ("migrate", "web", "web", "--to", "host2"),
     ],
 )
 def test_quantities_without_sense_are_refused_before_the_engine_is_asked(cli, argv):
@@ -138,12 +143,16 @@ def test_quantities_without_sense_are_refused_before_the_engine_is_asked(cli, ar
     assert (done.code, len(done.errors)) == (2, 1)
 
 
-@pytest.mark.parametrize("argv", [("frobnicate",), ("vm", "frobnicate"), ("migrate",), ("migrate", "web"), ("up", "--frobnicate")])
+@pytest.mark.parametrize(
+    "argv", [("frobnicate",), ("vm", "frobnicate"), ("migrate",), ("migrate", "web"), ("migrate", "--abort"), ("up", "--frobnicate")]
+)
 def test_words_that_do_not_exist_or_are_missing_exit_with_two(cli, argv):
     assert cli(*argv).code == 2
 
 
-@pytest.mark.parametrize("argv", [("status",), ("vm", "list"), ("migrate", "web", "--to", "host2")])
+@pytest.mark.parametrize(
+    "argv", [("status",), ("vm", "list"), ("migrate", "web", "--to", "host2"), ("migrate", "web", "--abort"), ("migrate", "web", "--plan")]
+)
 def test_without_an_engine_it_says_so_in_one_line(cli, argv):
     done = cli(*argv)
     assert (done.code, len(done.errors)) == (1, 1)
