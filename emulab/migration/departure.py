@@ -77,13 +77,14 @@ class Departure:
         self.key = key
         self.machine = machine
         self.control = control
+        self.link_bytes_s = link_bytes_s
         self.wire = Wire(link_bytes_s, _FIRST_GUESS)
         self.prediction: Prediction | None = None
         self.expected_blackout_s = 0.0
         self.throttle: Throttle | None = None
         self.secret = secret
         self.folder = IMAGES / f"out-{key}"
-        self.sender = PageSender(self._rate, asks=options.page_store)
+        self.sender = PageSender(self.rate, asks=options.page_store)
         self.stream: FolderSender | None = None  # has the connection while images travel
         self.layer = LayerSender(guest.rootfs.upper)
         self.tracker: DirtyTracker | None = None
@@ -142,7 +143,7 @@ class Departure:
         """Connect, and let the destination prepare everything that needs no guest."""
         self._peer = self.connect()
         if self.options.link_budget_bit_s:
-            self._peer.limit(self.wire.link_bytes_s)
+            self._peer.limit(self.budget_bytes_s)
         self.control.on_abort(self._peer.cut)
         # For a successor of this agent: whatever the journal says of this guest's earlier moves is over.
         journal.record(self.key, "prepared", role="source", vm=self.guest.spec.name)
@@ -318,10 +319,15 @@ class Departure:
         report.pages_from_store, report.bytes_from_store = self.sender.stored_pages, self.sender.stored_pages * PAGE
         report.end_s = self.timeline.mark("migration", "end", outcome=outcome, **self._labels())
 
-    def _rate(self) -> float:
+    def rate(self) -> float:
         """What the link is believed to carry now, in bytes/s."""
         measured = self._peer.meter.rate if self._peer else None
-        return min(self.wire.link_bytes_s, measured or self.wire.link_bytes_s)
+        return min(self.link_bytes_s, measured or self.link_bytes_s)
+
+    @property
+    def budget_bytes_s(self) -> float:
+        """What this migration may use of the link; 0 for all of it."""
+        return self.link_bytes_s if self.options.link_budget_bit_s else 0.0
 
     def _labels(self) -> dict[str, Any]:
         return {"vm": self.report.vm, "from": self.report.source, "to": self.report.destination, "strategy": self.report.strategy}

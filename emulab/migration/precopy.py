@@ -140,7 +140,7 @@ class PreCopyRounds:
             ratio = min(1.1, max(0.01, sent_bytes / (fresh * PAGE)))
         if pages >= _FEW_PAGES:
             page_s = sent_s / pages
-        self._leaving.wire = Wire(wire.link_bytes_s, ratio, page_s)
+        self._leaving.wire = Wire(self._leaving.rate(), ratio, page_s)
 
     def _pre_dump(self, images: Path) -> tuple[float, float]:
         """Run CRIU; the vCPU limit is back as soon as the guest runs again.

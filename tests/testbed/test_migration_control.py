@@ -224,6 +224,19 @@ def test_two_guests_by_one_command_at_once(moving, start):
     assert (one.runs_only_here(), two.runs_only_here()) == ("host2", "host3")
 
 
+def test_one_after_the_other_with_a_budget_of_the_link(moving, start):
+    one, two = start("one", "host1", WORKERS="1", PAGES="500"), start("two", "host1", WORKERS="1", PAGES="500")
+    command = Command("migrate", "one", "two", "--to", "host2", "--in-sequence", "--link-budget", "8mbit", "--json")
+    out, err = command.communicate(timeout=120)
+    assert command.returncode == 0, err
+    first, second = json.loads(out[out.index("[\n") :])
+    assert first["end_s"] <= second["start_s"]
+    for record in (first, second):
+        layer_and_memory = record["rounds"][0]
+        assert layer_and_memory["bytes_on_wire"] / layer_and_memory["duration_s"] < 1.2e6
+    assert (one.runs_only_here(), two.runs_only_here()) == ("host2", "host2")
+
+
 def test_how_far_it_is_is_told_on_the_way(moving, start):
     guest = start(WORKERS="1", PAGES="12000")
     rows, listed = [], []

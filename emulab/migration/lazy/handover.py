@@ -98,9 +98,9 @@ class ServerProcess(Helper):
     module = "emulab.migration.lazy.server"
 
     @classmethod
-    def start(cls, *, guest: str, key: str, host: str, secret: bytes, port: int = 0) -> Self:
+    def start(cls, *, guest: str, key: str, host: str, secret: bytes, port: int = 0, limit_bytes_s: float = 0.0) -> Self:
         server = cls()
-        call = {"guest": guest, "key": key, "host": host, "secret": secret.hex(), "port": port}
+        call = {"guest": guest, "key": key, "host": host, "secret": secret.hex(), "port": port, "limit_bytes_s": limit_bytes_s}
         server.tell(json.dumps(call))
         server.port = int(server.hear(20)["port"])
         server.remember("out", {**call, "port": server.port})

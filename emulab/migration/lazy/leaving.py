@@ -21,7 +21,13 @@ log = logging.getLogger("emulab.migration.lazy")
 
 def start_server(leaving: Departure) -> None:
     """Before the freeze, because a Python program takes its time to start."""
-    leaving.pages = ServerProcess.start(guest=leaving.guest.spec.name, key=leaving.key, host=leaving.peer.local_host, secret=leaving.secret)
+    leaving.pages = ServerProcess.start(
+        guest=leaving.guest.spec.name,
+        key=leaving.key,
+        host=leaving.peer.local_host,
+        secret=leaving.secret,
+        limit_bytes_s=leaving.budget_bytes_s,
+    )
 
 
 def check_room(leaving: Departure) -> None:
@@ -106,7 +112,12 @@ def _last_word(leaving: Departure) -> dict[str, Any]:
                 raise
             since = clock.now()
             leaving.pages = ServerProcess.start(
-                guest=leaving.report.vm, key=leaving.key, host=leaving.peer.local_host, secret=leaving.secret, port=port
+                guest=leaving.report.vm,
+                key=leaving.key,
+                host=leaving.peer.local_host,
+                secret=leaving.secret,
+                port=port,
+                limit_bytes_s=leaving.budget_bytes_s,
             )
             leaving.pages.keep()
             log.info("served again after %.2f s", clock.now() - since)

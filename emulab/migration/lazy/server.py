@@ -73,9 +73,10 @@ def tasks_of(guest: str) -> dict[int, int]:
 class PageServer:
     """Serves one guest. ``wait`` returns what the daemon had to say once the guest here is no longer needed."""
 
-    def __init__(self, *, guest: str, key: str, host: str, port: int, secret: bytes) -> None:
+    def __init__(self, *, guest: str, key: str, host: str, port: int, secret: bytes, limit_bytes_s: float = 0.0) -> None:
         self._guest = guest
         self._key = key
+        self._limit_bytes_s = limit_bytes_s
         self._kept = threading.Event()
         self._done = threading.Event()
         self._released = threading.Event()
@@ -122,6 +123,7 @@ class PageServer:
     def _serve(self, peer: Peer, address: str) -> None:
         teller = PageTeller()
         self._tellers.append(teller)
+        peer.limit(self._limit_bytes_s or None)
         try:
             hello = peer.receive(timeout_s=10)
             if hello.kind != "pages" or hello.fields.get("key") != self._key:
@@ -196,7 +198,14 @@ def main(argv: Sequence[str] = ()) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
     call = json.loads(sys.stdin.readline())
     guest, key = str(call["guest"]), str(call["key"])
-    server = PageServer(guest=guest, key=key, host=str(call["host"]), port=int(call.get("port", 0)), secret=bytes.fromhex(call["secret"]))
+    server = PageServer(
+        guest=guest,
+        key=key,
+        host=str(call["host"]),
+        port=int(call.get("port", 0)),
+        secret=bytes.fromhex(call["secret"]),
+        limit_bytes_s=float(call.get("limit_bytes_s", 0.0)),
+    )
     say(port=server.port)
     threading.Thread(target=listen_to_agent, args=(server,), daemon=True).start()
     complete = server.wait()
