@@ -1,4 +1,4 @@
-# ruff: noqa: PTH, SIM115 (what is open stays open)
+# ruff: noqa: SIM115, PTH102, PTH103, PTH106, PTH116, PTH208 (what is open stays open)
 """A guest that holds one of everything a program may hold, and tells what of it is no longer as it was.
 
 Run as the guest's first process. Each class below is one kind of thing: its constructor acquires it, ``check`` uses it and returns whether
