@@ -80,8 +80,18 @@ def _remove_containers(client: DockerClient, project: str, removed: Removed, say
             removed.containers.append(name)
 
 
+# Tasks of a guest that stands still in a version 1 freezer cannot be ended, and keep their container from ending.
+_END_FROZEN = (
+    "for g in /sys/fs/cgroup/freezer/guest-*; do [ -e $g/freezer.state ] || continue;"
+    " kill -9 $(cat $g/cgroup.procs) 2>/dev/null; echo THAWED >$g/freezer.state; done"
+)
+
+
 def _remove_container(container: Any) -> tuple[str, str]:
     """Its name, and why it is still there ("" if it is gone)."""
+    if container.status == "running":
+        with suppress(NotFound, APIError):
+            container.exec_run(("sh", "-c", _END_FROZEN))
     try:
         container.remove(force=True, v=True)
     except NotFound:

@@ -188,6 +188,7 @@ class Arrival:
             said = self.daemon.hear()
         except EmulabError as error:
             log.warning("the memory of %s: %s", self.spec.name, error.message)
+            self.daemon.report_loss(error.message)
         else:
             log.info("the memory of %s is complete: %s", self.spec.name, said)
 

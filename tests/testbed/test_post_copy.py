@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 
 LAZY = ("post-copy", "hybrid")
 SLOW = 50_000_000
-BIG = {"WORKERS": "2", "PAGES": "9000"}
+BIG = {"WORKERS": "2", "PAGES": "7000", "INCOMPRESSIBLE": "1"}  # 28 MB at first
 
 # Run in a node: ends, by its number, the first process of a module.
 _KILL = """

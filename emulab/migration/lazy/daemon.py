@@ -198,7 +198,7 @@ class Daemon:
         self._numbers += 1
         ranges = task.send_for(self._numbers, segments)
         self._questions[self._numbers] = (task, ranges, clock.now(), urgent)
-        self._source.ask(self._numbers, task.pid, ranges)
+        self._source.ask(self._line, self._numbers, task.pid, ranges)
 
     # -- the background ----------------------------------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class Daemon:
     def _ask_for_more(self) -> None:
         """The next pages of the task that faulted last. Never so many that a fault has to wait long behind them."""
         urgent = any(question[3] for question in self._questions.values())
-        while self._source.line and len(self._questions) < (1 if urgent else _AHEAD):
+        while self._line and self._line == self._source.line and len(self._questions) < (1 if urgent else _AHEAD):
             task = next((one for one in self._order if not one.gone and one.missing), None)
             if task is None:
                 return
@@ -231,7 +231,7 @@ class Daemon:
 
     def _take_answers(self) -> None:
         for answer in self._source.answers():
-            if answer.line == self._line:
+            if answer.line == self._line and answer.number in self._questions:
                 self._take(answer)
 
     def _take(self, answer: Answer) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from emulab import clock
 from emulab.errors import EmulabError
+from emulab.migration.channel import PeerError, connect
 from emulab.node.guest import Guests, start_ticks
 
 log = logging.getLogger("emulab.migration.lazy")
@@ -116,12 +117,30 @@ class DaemonProcess(Helper):
 
     module = "emulab.migration.lazy.daemon"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._reach = ("", 0, b"", "")
+
     def attend(self, *, guest: str, key: str, folder: Path, host: str, port: int, secret: bytes) -> None:
         """Make it ready for CRIU to restore from ``folder``. Raises EmulabError if it cannot reach the source."""
         call = {"guest": guest, "key": key, "folder": str(folder), "host": host, "port": port, "secret": secret.hex()}
+        self._reach = (host, port, secret, key)
         self.tell(json.dumps(call))
         self.hear(20)
         self.remember("in", {"guest": guest, "key": key})
+
+    def report_loss(self, reason: str) -> None:
+        """The guest here is no more: its frozen original need not wait for anybody."""
+        host, port, secret, key = self._reach
+        try:
+            peer = connect(host, secret, port=port)
+            try:
+                peer.ask("pages", key=key, timeout_s=10)
+                peer.ask("done", reason=reason, timeout_s=30)
+            finally:
+                peer.close()
+        except PeerError as error:
+            log.warning("the source of %s cannot be told that it was ended: %s", key, error.message)
 
 
 def state_of(kind: str, key: str) -> Path:

@@ -98,10 +98,10 @@ class Source:
     def _tell(self) -> None:
         os.eventfd_write(self.descriptor, 1)
 
-    def ask(self, number: int, pid: int, ranges: list[tuple[int, int]]) -> bool:
-        """Ask for pages: [(address, count)]. False if there is no connection."""
+    def ask(self, line: int, number: int, pid: int, ranges: list[tuple[int, int]]) -> bool:
+        """Ask for pages: [(address, count)]. False if that connection is no more; everything has to be asked again on the next one."""
         peer = self._peer
-        if not self.line or peer is None:
+        if not line or self.line != line or peer is None:
             return False
         self._asked[number] = sum(pages for _, pages in ranges)
         return self._send(peer, "want", id=number, pid=pid, ranges=ranges)
