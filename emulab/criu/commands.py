@@ -119,4 +119,6 @@ def restore(*, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_
         "criu", "restore", "-D", str(images), "-o", "restore.log", VERBOSITY, "-d", "--pidfile", str(pidfile),
         *left_out, *_SHARED, "--root", rootfs, "--action-script", HOOK,
     )  # fmt: skip
-    return CriuCall(("sh", "-c", f'{join_cgroup}; exec "$@"', "sh", *criu), {"EMULAB_HOOK_SOCKET": hook_socket})
+    # Only CRIU is to be preloaded, not the shell that joins the cgroup.
+    preloaded = ("env", f"LD_PRELOAD={SHIM}", *criu)
+    return CriuCall(("sh", "-c", f'{join_cgroup}; exec "$@"', "sh", *preloaded), {"EMULAB_HOOK_SOCKET": hook_socket})

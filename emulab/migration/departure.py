@@ -18,7 +18,7 @@ from emulab.errors import EmulabError
 from emulab.migration import commit, freeze, journal, store, undo
 from emulab.migration.channel import Peer
 from emulab.migration.control import Control
-from emulab.migration.destination import IMAGES
+from emulab.migration.destination import FINAL, IMAGES
 from emulab.migration.dump import FinalDump, Nobody, pages_in
 from emulab.migration.images import FolderSender
 from emulab.migration.inventory import layer_bytes, take_inventory
@@ -179,29 +179,38 @@ class Departure:
         if self._layer_copied:
             self.report.layer_bytes += self.layer_pass()
             self.find_watched()
+        self._prepare_dump()
         freeze.bring_to_rest(self)
+
+    def _prepare_dump(self) -> None:
+        """CRIU started and loaded, waiting for the guest to stand still."""
+        images = self.folder / FINAL
+        images.mkdir()
+        nobody = Nobody() if self.pages else None
+        try:
+            call = commands.dump(
+                pid=self.guest.pid,
+                images=images,
+                parent=self.chain[-1] if self.chain else None,
+                rootfs=str(self.guest.rootfs.merged),
+                freezer=self.guest.cgroup.freezer_path(),
+                hook_socket=str(IMAGES / f"dump-{self.key}.sock"),
+                write_protect=bool(self.tracker and self.tracker.write_protect),
+                watched=self.watched,
+                lazy=nobody.descriptor if nobody else None,
+            )
+            self.dump = FinalDump(call, images, IMAGES / f"dump-{self.key}.sock")
+        finally:
+            if nobody:
+                nobody.close()
 
     def dump_and_send(self) -> None:
         """Final dump; the pages of tasks that are done travel while CRIU works on the others. CRIU then waits for the verdict."""
         started = self.timeline.mark("migration.dump", "begin")
         before = self.peer.bytes_out
-        images = self.folder / "final"
-        images.mkdir()
-        nobody = Nobody() if self.pages else None
-        call = commands.dump(
-            pid=self.guest.pid,
-            images=images,
-            parent=self.chain[-1] if self.chain else None,
-            rootfs=str(self.guest.rootfs.merged),
-            freezer=self.guest.cgroup.freezer_path(),
-            hook_socket=str(IMAGES / f"dump-{self.key}.sock"),
-            write_protect=bool(self.tracker and self.tracker.write_protect),
-            watched=self.watched,
-            lazy=nobody.descriptor if nobody else None,
-        )
-        self.dump = FinalDump(call, images, IMAGES / f"dump-{self.key}.sock")
-        if nobody:
-            nobody.close()
+        assert self.dump is not None
+        images = self.folder / FINAL
+        self.dump.begin()
         self.stream = FolderSender(self.peer, images, self.sender)
         self.dump.wait_until_dumped(self.left(), meanwhile=self.stream.poll, check=self.control.check)
         dumped = self.timeline.mark("migration.dump", "end")
@@ -237,7 +246,7 @@ class Departure:
         started = self.timeline.mark("migration.restore", "begin")
         chain = [folder.name for folder in self.chain]
         port = self.pages.port if self.pages else 0
-        self.peer.ask("restore", folder="final", chain=chain, neighbours=self.neighbours, pages_port=port, timeout_s=self.left())
+        self.peer.ask("restore", chain=chain, neighbours=self.neighbours, pages_port=port, timeout_s=self.left())
         self.control.check()
         self.report.phases["restore"] = self.timeline.mark("migration.restore", "end") - started
 

@@ -15,10 +15,10 @@ from emulab.command import Runner
 from emulab.criu import commands
 from emulab.criu.hooks import HookServer
 from emulab.criu.log import read_deciding_line
+from emulab.criu.standby import Standby
 from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal, store
 from emulab.migration.channel import Incoming, Peer, PeerLostError
-from emulab.migration.dump import environment
 from emulab.migration.hold import FrameHold, announce
 from emulab.migration.images import FolderReceiver, check_file_name
 from emulab.migration.layer import LayerReceiver
@@ -30,6 +30,7 @@ from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
 log = logging.getLogger("emulab.migration")
 
 IMAGES = Path("/run/emulab")
+FINAL = "final"  # the image folder of the final dump
 
 
 class Arrival:
@@ -125,9 +126,10 @@ class Arrival:
         self._peer.send("ok")
 
     def _hold_frames(self, _: Incoming) -> None:
-        """Ready to keep frames: none comes before ``announce`` tells the switches."""
+        """Just before the freeze: ready to keep frames (none comes before ``announce`` tells the switches), CRIU started and waiting."""
         if self._hold is None:
             self._hold = FrameHold(link.INNER_PORT, self.spec.mac)
+            self._restore = _Restore(self, self._folder / FINAL)
         self._peer.send("ok")
 
     def _draw_frames(self) -> None:
@@ -138,20 +140,25 @@ class Arrival:
     def _restore_guest(self, message: Incoming) -> None:
         self._neighbours = [(str(ip), str(mac)) for ip, mac in message.fields["neighbours"]]
         self._pages_port = int(message.fields.get("pages_port", 0))
-        self._restore_behind_gate(str(message.fields["folder"]), [str(name) for name in message.fields["chain"]])
+        self._restore_behind_gate([str(name) for name in message.fields["chain"]])
         self._peer.send("ok")
 
-    def _restore_behind_gate(self, folder: str, chain: list[str]) -> None:
-        images = self._folder / check_file_name(folder)
+    def _restore_behind_gate(self, chain: list[str]) -> None:
+        if self._restore is None:
+            raise EmulabError("a restore was asked for out of turn")
         for child, parent in zip(chain[1:], chain[:-1], strict=True):
             (self._folder / check_file_name(child) / "parent").symlink_to(f"../{check_file_name(parent)}")
         if self.daemon:
             self.daemon.attend(
-                guest=self.spec.name, key=self.key, folder=images, host=self._peer.remote_host, port=self._pages_port, secret=self._secret
+                guest=self.spec.name,
+                key=self.key,
+                folder=self._folder / FINAL,
+                host=self._peer.remote_host,
+                port=self._pages_port,
+                secret=self._secret,
             )
         # Mounted only now: an overlay must not be mounted while its upper folder changes underneath it.
         self.guest.rootfs.mount(self._runner)
-        self._restore = _Restore(self, images)
         self._restore.run_to_gate()
 
     def _commit(self) -> None:
@@ -235,7 +242,7 @@ def link_unplug(port: str) -> tuple[str, ...]:
 
 
 class _Restore:
-    """``criu restore`` up to its ``post-restore`` gate, and through it."""
+    """``criu restore`` up to its ``post-restore`` gate, and through it. Started when it is made; it waits for ``run_to_gate``."""
 
     def __init__(self, arrival: Arrival, images: Path) -> None:
         self._arrival = arrival
@@ -249,8 +256,22 @@ class _Restore:
         self.hooks.on("setup-namespaces", self._setup_namespaces)
         self.hooks.on("post-restore", self._at_gate)
         self.hooks.on("pre-resume", self._pre_resume)
-        self._process: subprocess.Popen[bytes] | None = None
         self._exited = threading.Event()
+        guest = arrival.guest
+        call = commands.restore(
+            images=images,
+            rootfs=str(guest.rootfs.merged),
+            pidfile=images / "restored.pid",
+            hook_socket=str(self.hooks.path),
+            join_cgroup=guest.cgroup.join_command(),
+            lazy=arrival.daemon is not None,
+        )
+        try:
+            self._standby = Standby(call)
+        except BaseException:
+            self.hooks.close()
+            raise
+        self._process = self._standby.process
 
     def _setup_namespaces(self, pid: int) -> bool:
         self._arrival.enter_namespace(pid)
@@ -268,19 +289,7 @@ class _Restore:
         return True
 
     def run_to_gate(self, timeout_s: float = 60.0) -> None:
-        guest = self._arrival.guest
-        pidfile = self._images / "restored.pid"
-        call = commands.restore(
-            images=self._images,
-            rootfs=str(guest.rootfs.merged),
-            pidfile=pidfile,
-            hook_socket=str(self.hooks.path),
-            join_cgroup=guest.cgroup.join_command(),
-            lazy=self._arrival.daemon is not None,
-        )
-        self._process = subprocess.Popen(
-            call.argv, env=environment(call.env), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self._standby.go()
         threading.Thread(target=self._watch, name="restore", daemon=True).start()
         end = clock.now() + timeout_s
         while not self._reached.wait(0.02):
@@ -295,7 +304,6 @@ class _Restore:
         return "post-resume" in self.hooks.times
 
     def _watch(self) -> None:
-        assert self._process is not None
         self._process.wait()
         self._exited.set()
 
@@ -303,7 +311,6 @@ class _Restore:
         """Let the restored guest run. Raises EmulabError if CRIU fails behind the gate."""
         self._allowed = True
         self._gate.set()
-        assert self._process is not None
         code = self._process.wait()
         self.resumed_s = clock.now()
         if code != 0:
@@ -312,12 +319,12 @@ class _Restore:
     def refuse(self) -> None:
         """Close the gate for good: CRIU ends everything it restored."""
         self._gate.set()
-        if self._process:
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._standby.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self.close()
 
     def close(self) -> None:

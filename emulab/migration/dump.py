@@ -5,19 +5,23 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from emulab import clock
 from emulab.criu import commands
 from emulab.criu.hooks import HookServer
 from emulab.criu.log import read_deciding_line
+from emulab.criu.standby import Standby
 from emulab.errors import EmulabError
 from emulab.migration.pages import PAGE
 
 
 class FinalDump:
-    """``criu dump`` of a frozen guest, held at ``post-dump`` until the verdict: yes ends the tree, no resumes it."""
+    """``criu dump`` of a frozen guest, held at ``post-dump`` until the verdict: yes ends the tree, no resumes it.
+
+    Made before the freeze; ``begin`` lets it work.
+    """
 
     def __init__(self, call: commands.CriuCall, images: Path, socket_path: Path) -> None:
         self._images = images
@@ -26,7 +30,15 @@ class FinalDump:
         self._commit = False
         self._hooks = HookServer(socket_path)
         self._hooks.on("post-dump", self._at_post_dump)
-        self._process = start(call)
+        try:
+            self._standby = Standby(call)
+        except BaseException:
+            self._hooks.close()
+            raise
+        self._process = self._standby.process
+
+    def begin(self) -> None:
+        self._standby.go()
 
     def _at_post_dump(self, pid: int) -> bool:
         del pid
@@ -49,6 +61,7 @@ class FinalDump:
         """Answer the hook and wait for CRIU to act on it. Without a hook waiting, CRIU is ended and the tree goes on."""
         self._commit = commit
         self._decided.set()
+        self._standby.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -80,17 +93,6 @@ class Nobody:
         self._socket.close()
 
 
-def start(call: commands.CriuCall) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        call.argv,
-        env=environment(call.env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=call.descriptors,
-    )
-
-
 def is_traced(pid: int) -> bool:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -101,8 +103,3 @@ def is_traced(pid: int) -> bool:
 
 def pages_in(images: Path) -> int:
     return sum(path.stat().st_size for path in images.glob("pages-*.img")) // PAGE
-
-
-def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """A child's whole environment: nothing of the agent's own is passed on."""
-    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **extra}

@@ -16,7 +16,7 @@ import hashlib, json, shutil, subprocess, sys
 from pathlib import Path
 from emulab.command import Runner
 from emulab.criu import commands
-from emulab.migration.dump import environment
+from emulab.criu.standby import environment
 from emulab.node.guest import Guests
 guest = Guests(Runner()).running("check")
 base = Path("/run/emulab/prefetch-test")

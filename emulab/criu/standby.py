@@ -1,0 +1,70 @@
+"""CRIU started before it is needed: what it costs to start and load a program is paid before the freeze, not inside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+
+from emulab.criu.commands import CriuCall
+from emulab.errors import EmulabError
+
+_PATH = "/usr/local/lib/emulab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # our tar comes first
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """A child's whole environment: nothing of the agent's own is passed on."""
+    return {"PATH": _PATH, **extra}
+
+
+def start(call: CriuCall) -> subprocess.Popen[bytes]:
+    """Start CRIU now."""
+    return _popen(call, call.env, call.descriptors)
+
+
+def _popen(call: CriuCall, env: Mapping[str, str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        call.argv,
+        env=environment(env),
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+class Standby:
+    """A CRIU that is loaded and waits (in ``shim.so``) for ``go``. It ends by itself if its agent ends, or at ``close``."""
+
+    def __init__(self, call: CriuCall) -> None:
+        gate, self._go = os.pipe()
+        try:
+            self.process = _popen(call, {**call.env, "EMULAB_SHIM_GATE": str(gate)}, (gate, *call.descriptors))
+        except BaseException:
+            os.close(self._go)
+            raise
+        finally:
+            os.close(gate)
+        self._open = True
+
+    def go(self) -> subprocess.Popen[bytes]:
+        """Let it begin. Raises EmulabError if it is not there any more."""
+        try:
+            if not self._open:
+                raise BrokenPipeError
+            os.write(self._go, b"g")
+        except OSError as error:
+            raise EmulabError(f"CRIU ended before it could begin (code {self.process.poll()})") from error
+        self._shut()
+        return self.process
+
+    def close(self) -> None:
+        """Without ``go`` before: it ends and has done nothing. Safe to repeat."""
+        if self._open:
+            self._shut()
+            self.process.wait()
+
+    def _shut(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._go)
