@@ -27,7 +27,7 @@ def running(words):
     return 0
 
 def waits(process):
-    """A CRIU that was started ahead of its time and reads at its gate does nothing yet."""
+    # A CRIU that was started ahead of its time and reads at its gate does nothing yet.
     try:
         gate = [word for word in (process / "environ").read_bytes().split(b"\\0") if word.startswith(b"EMULAB_SHIM_GATE=")]
         call = (process / "syscall").read_text().split()

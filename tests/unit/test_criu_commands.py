@@ -95,6 +95,7 @@ def test_the_restore_happens_inside_the_guests_cgroup():
     )
     assert call.argv[:4] == ("sh", "-c", 'echo $$ > /cg/cgroup.procs; exec "$@"', "sh")
     assert call.argv[4:] == (
+        "env", "LD_PRELOAD=/usr/local/lib/emulab/shim.so",
         "criu", "restore", "-D", "/run/emulab/out-web-1/final", "-o", "restore.log", "-v2", "-d", "--pidfile",
         "/run/emulab/out-web-1/restored.pid", *SHARED, "--root", ROOT, "--action-script", "/usr/local/lib/emulab/hook",
     )  # fmt: skip
