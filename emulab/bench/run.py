@@ -27,6 +27,7 @@ GROUPS = ("settings", "web", "dirty", "idle", "visit", "stall", "response", "tas
 # Above what the largest guest needs on one node: its memory and its images. Nothing is taken before it is used.
 _ROOM = {"EMULAB_NODE_MEMORY": "14g", "EMULAB_IMAGES_SIZE": "10g"}
 RAW = "raw.ndjson"
+_BUSY = 0.7
 
 
 def own_settings() -> Settings:
@@ -135,6 +136,8 @@ def begin(extent: Extent, groups: list[str], kept: list[Sample], runs: Path) -> 
 
 def bring_up(bed: Bed, record: Record, progress: Progress) -> None:
     progress.step("bringing up six nodes", 8)
+    if (busy := os.getloadavg()[0]) > _BUSY:
+        progress.say(f"load average {busy:.1f}: whatever else this machine does will be in the numbers")
     for name, value in _ROOM.items():
         os.environ.setdefault(name, value)
     bed.testbed.project.gc(image_tags=False)

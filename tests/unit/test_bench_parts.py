@@ -17,15 +17,25 @@ from emulab.bench.clients import paths
 from emulab.bench.watch import Look
 
 
-@pytest.fixture
-def guest(tmp_path):
-    """A process in the shape of a guest's cgroup (version 1), with real /proc."""
+@pytest.fixture(params=["v1", "v2"])
+def guest(tmp_path, request):
+    """A real process in what looks like a guest's cgroup."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    group = tmp_path / "freezer" / "guest-g"
+    two = request.param == "v2"
+    group = tmp_path / "guest-g" if two else tmp_path / "freezer" / "guest-g"
     group.mkdir(parents=True)
+    if two:
+        (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
     (group / "cgroup.procs").write_text(f"{process.pid}\n")
-    (group / "freezer.state").write_text("THAWED\n")
-    yield process, group, Look("g", root=tmp_path)
+
+    def freeze(frozen):
+        if two:
+            (group / "cgroup.events").write_text(f"populated 1\nfrozen {int(frozen)}\n")
+        else:
+            (group / "freezer.state").write_text("FROZEN\n" if frozen else "THAWED\n")
+
+    freeze(frozen=False)
+    yield process, freeze, Look("g", root=tmp_path)
     process.kill()
     process.wait()
 
@@ -38,11 +48,11 @@ def eventually(check):
 
 
 def test_a_guest_is_stopped_when_its_cgroup_is_frozen_or_all_its_tasks_are_held(guest):
-    process, group, look = guest
+    process, freeze, look = guest
     eventually(lambda: look.state() == "runs")
-    (group / "freezer.state").write_text("FROZEN\n")
+    freeze(frozen=True)
     assert look.state() == "stopped"
-    (group / "freezer.state").write_text("THAWED\n")
+    freeze(frozen=False)
     assert look.state() == "runs"
     os.kill(process.pid, signal.SIGSTOP)
     eventually(lambda: look.state() == "stopped")
