@@ -14,7 +14,7 @@ from emulab.errors import EmulabError
 from emulab.testbed import Testbed
 
 WATCH = "emulab.bench.watch"
-_SLACK_S = 0.005
+_NEAR_S = 0.1
 _LONGEST_S = 240.0
 
 
@@ -54,12 +54,13 @@ class Move:
 def stopped_at(changes: list[tuple[float, str]], *, ordered_s: float | None, known_s: float | None) -> float | None:
     """Instant at which the blackout began on the source.
 
-    ``known_s``: the method knows when all had stopped: the change just before that. Otherwise the first one after the method gave the
-    order (``ordered_s``): a dump's own stops and goes come later.
+    ``known_s``: the method knows when all had stopped: the change nearest to that, None if there is none near. Otherwise the first one
+    after the method gave the order (``ordered_s``): a dump's own stops and goes come later.
     """
     stops = [at for at, state in changes if state == "stopped"]
     if known_s is not None:
-        return max((at for at in stops if at <= known_s + _SLACK_S), default=None)
+        nearest = min(stops, key=lambda at: abs(at - known_s), default=None)
+        return nearest if nearest is not None and abs(nearest - known_s) <= _NEAR_S else None
     return min((at for at in stops if at >= (ordered_s or 0.0)), default=None)
 
 

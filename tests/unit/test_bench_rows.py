@@ -116,9 +116,11 @@ def test_the_second_visit_is_compared_with_the_first():
 # -- what is seen of a migration ------------------------------------------------------------------------------------------------------
 
 
-def test_the_blackout_begins_at_the_last_stop_before_what_the_method_knows():
+def test_the_blackout_begins_at_the_stop_nearest_to_what_the_method_knows():
     changes = [(1.0, "runs"), (2.0, "stopped"), (2.1, "runs"), (5.0, "stopped"), (5.4, "runs"), (5.401, "stopped")]
-    assert stopped_at(changes, ordered_s=None, known_s=5.001) == 5.0
+    assert stopped_at(changes, ordered_s=None, known_s=5.0001) == 5.0
+    assert stopped_at(changes, ordered_s=None, known_s=4.98) == 5.0  # a sample that came late
+    assert stopped_at(changes, ordered_s=None, known_s=8.0) is None
     assert stopped_at(changes, ordered_s=4.0, known_s=None) == 5.0
     assert stopped_at([(1.0, "runs")], ordered_s=0.0, known_s=None) is None
 
