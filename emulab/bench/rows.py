@@ -177,9 +177,9 @@ def _response(samples: Sequence[Sample]) -> list[Row]:
         before = [value for one in ours for value in one["latencies_before"]]
         during = [value for one in ours for value in one["latencies_rounds"]]
         calm, busy = percentile(before, 0.99), percentile(during, 0.99)
-        if calm is None or busy is None:
-            continue
         each = [(one["p99_before_s"], one["p99_rounds_s"]) for one in ours if one["p99_before_s"] and one["p99_rounds_s"]]
+        if calm is None or busy is None or not each:
+            continue
         ratio = busy / calm
         rows.append(
             Row(

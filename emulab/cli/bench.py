@@ -26,5 +26,7 @@ def bench(
     extent = Extent(repetitions=1 if quick else repetitions, quick=quick)
     with Steps() as progress:
         record = run_bench(only=only or (), extent=extent, progress=progress, resume=resume, runs=runs, mend=mend)
-    out.print(rows_table(record.rows), width=None if out.is_terminal else 220)
+    if not out.is_terminal:
+        out.width = 200  # nobody's window: a log has room
+    out.print(rows_table(record.rows))
     out.print(f"page: {record.folder.path / 'bench.html'}", markup=False)

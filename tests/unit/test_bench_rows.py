@@ -70,6 +70,20 @@ def test_failed_and_left_out_settings_have_rows_that_say_why_and_count_nowhere_e
     assert len(rows) == 2  # one point is no line
 
 
+def test_response_times_are_pooled_over_migrations_and_migrations_without_requests_do_no_harm():
+    def calls(before, rounds):
+        times = {"latencies_before": before, "latencies_rounds": rounds, "stall_s": 0.42}
+        return times | {"p99_before_s": percentile(before, 0.99), "p99_rounds_s": percentile(rounds, 0.99)}
+
+    setting = "64 workers, 70% of capacity"
+    nothing = moved("response", setting, OURS, 0, **calls([], [0.3]))
+    assert [one.figure for one in all_rows([nothing])] == ["client stall - blackout"]
+    samples = [nothing, moved("response", setting, OURS, 1, **calls([0.1] * 50, [0.12] * 98 + [0.4]))]
+    slowdown = row(all_rows(samples), "slowdown of p99 during the rounds")
+    assert (slowdown.ours["median"], slowdown.ours["n"], slowdown.baseline["median"]) == (0.3, 100, 0.1)
+    assert slowdown.met is False
+
+
 def test_growth_is_a_line_for_each_method_and_the_ratio_of_their_slopes():
     samples = [moved("tasks", f"{n} tasks", OURS, tasks=n, blackout_s=0.1 + 0.002 * n, total_s=1.0 + n) for n in (1, 8, 32)]
     samples += [moved("tasks", f"{n} tasks", PRE_DUMP, tasks=n, blackout_s=0.3 + 0.008 * n, total_s=1.0 + 2 * n) for n in (1, 8, 32)]
