@@ -58,7 +58,7 @@ class Moving:
 
 
 @pytest.mark.parametrize(
-    ("phase", "strategy"), [("layer", "pre-copy"), ("round", "pre-copy"), ("dump", "pre-copy"), ("restore", "stop-and-copy")]
+    ("phase", "strategy"), [("layer", "pre-copy"), ("round", "hybrid"), ("dump", "pre-copy"), ("restore", "post-copy")]
 )
 def test_until_the_commit_it_can_be_given_up_and_the_guest_goes_on_where_it_was(moving, start, phase, strategy):
     guest = start(WORKERS="1", PAGES="500")

@@ -43,7 +43,7 @@ def test_an_empty_file_means_all_defaults_and_no_migration() -> None:
     assert s == full.model_copy(update={"name": "unnamed", "description": "", "migrations": ()})
 
 
-@pytest.mark.parametrize("name", ["one-migration", "two-migrations", "no-migration", "quick"])
+@pytest.mark.parametrize("name", ["one-migration", "two-migrations", "both-at-once", "no-migration", "quick"])
 def test_shipped_scenarios_are_valid_and_named_like_their_files(name: str) -> None:
     assert name in shipped_scenarios()
     assert load_scenario(name, node=NodeSize(cores=2, memory_bytes=4 << 30)).name == name
@@ -65,7 +65,7 @@ def test_the_annotated_scenario_shows_every_key() -> None:
     assert set(shown["guests"]["web"]) == set(Guest.model_fields)
 
 
-@pytest.mark.parametrize("name", ["one-migration", "two-migrations", "no-migration", "quick"])
+@pytest.mark.parametrize("name", ["one-migration", "two-migrations", "both-at-once", "no-migration", "quick"])
 def test_shipped_scenarios_fit_the_published_schema(name: str) -> None:
     schema = scenario_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
