@@ -90,7 +90,6 @@ class Receiver:
         IMAGES.mkdir(parents=True)
         guest.rootfs.make_folders()
         link.unplug(guest.spec.port, self._runner)
-        self._runner.run_all(guestnet.prepare_port_command(guest.spec.port, guest.spec.mac))
         if not runc:  # runc makes the cgroup itself
             guest.cgroup.create()
             guest.cgroup.limit(guest.spec.vcpus, guest.spec.memory_bytes)
@@ -176,7 +175,7 @@ class Receiver:
 
     def _setup_namespaces(self, pid: int) -> bool:
         spec = self.guest.spec
-        guestnet.enter_namespace(spec.port, pid, spec.address, spec.prefix, self._neighbours)
+        guestnet.enter_namespace(spec.port, spec.mac, pid, spec.address, spec.prefix, self._neighbours)
         return True
 
     def _pre_resume(self, pid: int) -> bool:

@@ -115,8 +115,7 @@ class Arrival:
         journal.record(self.key, "prepared", role="destination", vm=self.spec.name)
         self._folder.mkdir(parents=True)
         self.guest.rootfs.make_folders()
-        self._runner.try_run(link_unplug(self.spec.port))
-        self._runner.run_all(guestnet.prepare_port_command(self.spec.port, self.spec.mac))
+        link.unplug(self.spec.port, self._runner)  # whatever is left under this name
         self.guest.cgroup.create()
         self.guest.cgroup.limit(self.spec.vcpus, self.spec.memory_bytes)
         self.guest.cgroup.lift_quota()
@@ -207,7 +206,7 @@ class Arrival:
         announce(link.INNER_PORT, self.spec.mac, self.spec.address, times=1)
 
     def enter_namespace(self, pid: int) -> None:
-        guestnet.enter_namespace(self.spec.port, pid, self.spec.address, self.spec.prefix, self._neighbours)
+        guestnet.enter_namespace(self.spec.port, self.spec.mac, pid, self.spec.address, self.spec.prefix, self._neighbours)
 
     # -- undoing -----------------------------------------------------------------------------------------------------------------------
 
@@ -235,10 +234,6 @@ class Arrival:
             self._peer.drain(5.0)
         except PeerLostError:
             log.warning("the source of %s is gone: %s", self.spec.name, message)
-
-
-def link_unplug(port: str) -> tuple[str, ...]:
-    return ("ip", "link", "del", "dev", port)
 
 
 class _Restore:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from emulab.command import Argv, Runner
+from emulab.command import Runner
 from emulab.migration.hold import announce
 from emulab.node import link
 from emulab.node.guest import Guest
@@ -50,24 +50,12 @@ def neighbours(pid: int, runner: Runner) -> list[tuple[str, str]]:
     return [(entry["dst"], entry["lladdr"]) for entry in entries if "lladdr" in entry]
 
 
-def prepare_port_command(port: str, mac: str) -> list[Argv]:
-    """Before the freeze: the pair exists, its guest end still on the node."""
-    return [
-        ("ip", "link", "add", "name", port, "type", "veth", "peer", "name", _peer_name(port), "address", mac),
-        ("ip", "link", "set", "dev", port, "up"),
-    ]
-
-
-def _peer_name(port: str) -> str:
-    return f"x{port}"[:15]
-
-
-def enter_namespace(port: str, pid: int, address: str, prefix: int, known: Iterable[Sequence[str]]) -> None:
-    """Inside the freeze: the card moves into the restored guest's namespace and is set up there."""
+def enter_namespace(port: str, mac: str, pid: int, address: str, prefix: int, known: Iterable[Sequence[str]]) -> None:
+    """Inside the freeze: the restored guest gets its card. The port stays apart from the bridge until ``attach``."""
     # The first answer after resume must not wait for an address to be resolved: hence the neighbours.
-    neighbours = [(ip, mac) for ip, mac in known]
+    neighbours = [(ip, hardware) for ip, hardware in known]
     with Netlink() as netlink:
-        netlink.move(_peer_name(port), pid, GUEST_DEVICE)
+        netlink.pair(port, pid=pid, name=GUEST_DEVICE, mac=mac)
     inside(Path(f"/proc/{pid}/ns/net"), lambda: set_up_guest(GUEST_DEVICE, address, prefix, neighbours))
 
 

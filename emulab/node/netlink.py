@@ -20,9 +20,10 @@ from typing import Self
 from emulab.errors import EmulabError
 
 _NEWLINK, _SETLINK, _NEWADDR, _NEWNEIGH = 16, 19, 20, 28
-_REQUEST, _ACK, _REPLACE, _CREATE = 0x1, 0x4, 0x100, 0x400
+_REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 _NLMSG_ERROR = 2
-_IFLA_IFNAME, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_NET_NS_PID = 3, 10, 12, 19
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO, _IFLA_NET_NS_PID = 1, 3, 10, 12, 18, 19
+_INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _BRPORT_STATE, _NESTED = 1, 0x8000
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _NDA_DST, _NDA_LLADDR = 1, 2
@@ -111,10 +112,16 @@ class Netlink:
         body = struct.pack("=BxxxiHBB", _AF_BRIDGE, _index(device), _REACHABLE, _NTF_MASTER, 0)
         self._change(f"cannot note {mac} at {device}", _NEWNEIGH, body + _attribute(_NDA_LLADDR, _mac(mac)), _CREATE | _REPLACE)
 
-    def move(self, device: str, pid: int, name: str) -> None:
-        """Move a device into the network namespace of a process, under another name."""
-        body = _link(_index(device)) + _attribute(_IFLA_NET_NS_PID, struct.pack("=I", pid))
-        self._change(f"cannot move {device}", _NEWLINK, body + _attribute(_IFLA_IFNAME, name.encode() + b"\0"))
+    def pair(self, device: str, *, pid: int, name: str, mac: str) -> None:
+        """Make a veth pair: ``device`` here, the other end, ``name``, in the network namespace of a process.
+
+        Making it there takes a fraction of a millisecond. Moving a device there takes 17-60 ms: the kernel waits for all its readers.
+        """
+        peer = _link(0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0") + _attribute(_IFLA_ADDRESS, _mac(mac))
+        peer += _attribute(_IFLA_NET_NS_PID, struct.pack("=I", pid))
+        info = _attribute(_INFO_KIND, b"veth") + _attribute(_INFO_DATA | _NESTED, _attribute(_VETH_PEER | _NESTED, peer))
+        body = _link(0) + _attribute(_IFLA_IFNAME, device.encode() + b"\0") + _attribute(_IFLA_LINKINFO | _NESTED, info)
+        self._change(f"cannot make the pair {device}, {name}", _NEWLINK, body, _CREATE | _EXCLUSIVE)
 
     # -- addresses ---------------------------------------------------------------------------------------------------------------------
 

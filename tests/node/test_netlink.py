@@ -23,15 +23,13 @@ MAC, PORT = "02:65:6d:12:00:64", "vm-web"
 
 @pytest.fixture
 def node():
-    """A namespace with a bridge and the pair that a destination makes before the freeze; the path of the namespace."""
+    """A namespace with a bridge; its path."""
     name = f"em-netlink-{uuid.uuid4().hex[:6]}"
     run = Runner().run
     run(("ip", "netns", "add", name))
     try:
         run(("ip", "-n", name, "link", "add", "name", BRIDGE, "type", "bridge"))
         run(("ip", "-n", name, "link", "set", "dev", BRIDGE, "up"))
-        for command in guestnet.prepare_port_command(PORT, MAC):
-            run(("ip", "-n", name, *command[1:]))
         yield Path("/run/netns") / name
     finally:
         Runner().try_run(("ip", "netns", "del", name))
@@ -55,7 +53,7 @@ def ask(namespace, *argv):
 
 
 def test_the_card_moves_into_the_guests_namespace_ready_to_answer_at_once(node, guest):
-    inside(node, lambda: guestnet.enter_namespace(PORT, guest, "198.18.0.100", 24, [("198.18.0.10", "02:42:c6:12:00:0a")]))
+    inside(node, lambda: guestnet.enter_namespace(PORT, MAC, guest, "198.18.0.100", 24, [("198.18.0.10", "02:42:c6:12:00:0a")]))
     there = f"/proc/{guest}/ns/net"
     links = {link["ifname"]: link for link in ask(there, "ip", "-j", "addr", "show")}
     assert set(links) == {"lo", "eth0"}
@@ -70,7 +68,7 @@ def test_the_card_moves_into_the_guests_namespace_ready_to_answer_at_once(node, 
 
 
 def test_the_port_joins_the_bridge_which_knows_the_guest_behind_it(node, guest):
-    inside(node, lambda: guestnet.enter_namespace(PORT, guest, "198.18.0.100", 24, []))
+    inside(node, lambda: guestnet.enter_namespace(PORT, MAC, guest, "198.18.0.100", 24, []))
     inside(node, lambda: guestnet.attach(PORT, MAC))
     (port,) = ask(node, "bridge", "-j", "link", "show")
     assert (port["ifname"], port["master"], port["state"]) == (PORT, BRIDGE, "forwarding")
@@ -79,7 +77,7 @@ def test_the_port_joins_the_bridge_which_knows_the_guest_behind_it(node, guest):
 
 
 def test_a_port_is_blocked_and_let_go_again(node, guest):
-    inside(node, lambda: guestnet.enter_namespace(PORT, guest, "198.18.0.100", 24, []))
+    inside(node, lambda: guestnet.enter_namespace(PORT, MAC, guest, "198.18.0.100", 24, []))
     inside(node, lambda: guestnet.attach(PORT, MAC))
 
     def turn(state):
@@ -91,7 +89,15 @@ def test_a_port_is_blocked_and_let_go_again(node, guest):
         assert ask(node, "bridge", "-j", "link", "show")[0]["state"] == name
 
 
-def test_what_the_kernel_refuses_is_said(node):
+def test_a_card_is_not_made_twice(node, guest):
+    inside(node, lambda: guestnet.enter_namespace(PORT, MAC, guest, "198.18.0.100", 24, []))
+    with pytest.raises(NetlinkError, match=f"cannot make the pair {PORT}, eth0: File exists"):
+        inside(node, lambda: guestnet.enter_namespace(PORT, MAC, guest, "198.18.0.100", 24, []))
+
+
+def test_what_the_kernel_refuses_is_said(node, guest):
+    inside(node, lambda: guestnet.enter_namespace(PORT, MAC, guest, "198.18.0.100", 24, []))
+
     def attach_to_no_bridge():
         with Netlink() as netlink:
             netlink.attach(PORT, "lo")

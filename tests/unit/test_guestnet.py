@@ -79,18 +79,3 @@ def test_only_neighbours_whose_mac_is_known_are_taken_along():
 @pytest.mark.parametrize("text", ["", "Cannot open network namespace"])
 def test_without_an_answer_there_are_no_neighbours(text):
     assert guestnet.neighbours(1, answering(text)) == []
-
-
-def test_the_pair_is_made_with_the_guests_mac_before_the_freeze():
-    first, second = guestnet.prepare_port_command("vm-web", "02:65:6d:12:00:64")
-    assert first == (
-        "ip", "link", "add", "name", "vm-web", "type", "veth", "peer", "name", "xvm-web", "address", "02:65:6d:12:00:64",
-    )  # fmt: skip
-    assert second[-1] == "up"
-
-
-def test_the_guests_end_has_a_name_that_linux_accepts_and_no_other_has():
-    for port in ("vm-web", "vm-a-name-123456"[:15]):
-        peer = guestnet.prepare_port_command(port, "02:65:6d:12:00:64")[0]
-        assert len(peer[9]) <= 15
-        assert peer[9] != port
