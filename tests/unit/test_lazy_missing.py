@@ -12,17 +12,17 @@ PAGE = 4096
 
 
 def pages(missing):
-    """{page now: (page at the freeze, place in the images)}"""
+    """{page now: page at the freeze}"""
     found = {}
     for segment in missing:
         for at in range(0, segment.size, PAGE):
             assert segment.start + at not in found
-            found[segment.start + at] = (segment.origin + at, segment.image, segment.offset + at)
+            found[segment.start + at] = segment.origin + at
     return found
 
 
-def segment(first, last, **fields):
-    return Segment(first * PAGE, last * PAGE, first * PAGE, **fields)
+def segment(first, last):
+    return Segment(first * PAGE, last * PAGE, first * PAGE)
 
 
 def test_a_page_is_found_by_its_address_until_it_is_taken():
@@ -39,18 +39,18 @@ def test_a_page_is_found_by_its_address_until_it_is_taken():
 
 def test_what_was_moved_keeps_its_origin():
     """mremap() in the task: the source still knows the page by its old address."""
-    missing = Missing([segment(10, 20, image=3, offset=0)])
+    missing = Missing([segment(10, 20)])
     missing.remap(12 * PAGE, 100 * PAGE, 4 * PAGE)
     assert missing.find(12 * PAGE) is None
     moved = missing.find(101 * PAGE)
-    assert (moved.start, moved.origin, moved.offset) == (100 * PAGE, 12 * PAGE, 2 * PAGE)
+    assert (moved.start, moved.origin) == (100 * PAGE, 12 * PAGE)
     assert missing.size == 10 * PAGE
 
 
 def test_what_is_moved_to_takes_the_place_of_what_was_there():
     missing = Missing([segment(10, 12), segment(20, 24)])
     missing.remap(10 * PAGE, 21 * PAGE, 2 * PAGE)
-    assert [(now // PAGE, then[0] // PAGE) for now, then in pages(missing).items()] == [(20, 20), (21, 10), (22, 11), (23, 23)]
+    assert [(now // PAGE, then // PAGE) for now, then in pages(missing).items()] == [(20, 20), (21, 10), (22, 11), (23, 23)]
 
 
 def test_the_next_pages_begin_where_the_last_fault_was_and_go_round():
@@ -71,7 +71,7 @@ def test_a_child_has_its_own_copy():
 @pytest.mark.parametrize("seed", range(8))
 def test_it_is_what_a_list_of_pages_would_be(seed):
     chance = random.Random(seed)
-    missing = Missing([segment(0, 40), segment(50, 51, image=1, offset=0), segment(60, 130, image=2, offset=5 * PAGE)])
+    missing = Missing([segment(0, 40), segment(50, 51), segment(60, 130)])
     model = pages(missing)
     for _ in range(300):
         start, size = chance.randrange(140), chance.randrange(1, 30)
@@ -102,4 +102,4 @@ def test_it_is_what_a_list_of_pages_would_be(seed):
 
 
 def as_segments(some):
-    return [Segment(at, at + PAGE, origin, image, offset) for at, (origin, image, offset) in some.items()]
+    return [Segment(at, at + PAGE, origin) for at, origin in some.items()]

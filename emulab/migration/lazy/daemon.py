@@ -27,9 +27,9 @@ from emulab import clock
 from emulab.errors import EmulabError
 from emulab.migration.channel import connect
 from emulab.migration.lazy import keeper
-from emulab.migration.lazy.arriving import Memory, plan
+from emulab.migration.lazy.arriving import plan
 from emulab.migration.lazy.exchange import MAX_PAGES, PAGE
-from emulab.migration.lazy.missing import Segment
+from emulab.migration.lazy.missing import Missing, Segment
 from emulab.migration.lazy.server import say
 from emulab.migration.lazy.source import PATIENCE_S, Answer, Source
 from emulab.migration.lazy.uffd import Uffd
@@ -41,7 +41,6 @@ _RESTORED = 0x52535446  # CRIU's word for: every task is complete
 _FAULT_PAGES = 16  # around a fault: what was used together is used together again
 _AHEAD = 2  # background questions on their way
 _SOON_S, _LATE_S = 0.015, 0.05  # an answer that takes longer holds up the faults behind it
-_AT_ONCE_HERE = 256  # pages filled from local images before faults are looked at again
 _WORD_S = 20.0
 
 
@@ -63,7 +62,7 @@ class Daemon:
         secret = bytes.fromhex(call["secret"])
         self._source = Source(lambda: connect(str(call["host"]), secret, port=int(call["port"])), self.key)
         self._epoll = select.epoll()
-        self._memory: Memory = plan(folder)
+        self._missing = plan(folder)
         self._handed_over = False
         self._tasks: dict[int, Watched] = {}  # by descriptor
         self._order: deque[Watched] = deque()
@@ -77,10 +76,6 @@ class Daemon:
         self._restored = False
         self._began = self._word = clock.now()
         self._pages = 0
-
-    @property
-    def lazy_pages(self) -> int:
-        return self._memory.pages
 
     def reachable(self, timeout_s: float = 5.0) -> bool:
         """Whether the source answers."""
@@ -97,20 +92,16 @@ class Daemon:
         self._epoll.register(self._criu.fileno(), select.EPOLLIN)
         self._epoll.register(self._source.descriptor, select.EPOLLIN)
         while not self._complete():
-            for descriptor, _ in self._epoll.poll(0 if self._something_to_do() else 0.2):
+            for descriptor, _ in self._epoll.poll(0.2):
                 self._news(descriptor)
             self._take_answers()
             if self._restored:
-                self._fill_from_images()
                 self._ask_for_more()
             self._watch_the_line()
         return self._report()
 
     def _complete(self) -> bool:
         return self._restored and all(task.complete for task in self._tasks.values())
-
-    def _something_to_do(self) -> bool:
-        return self._restored and any(self._memory.is_here(segment) for task in self._order for segment in task.missing)
 
     def _news(self, descriptor: int) -> None:
         if descriptor == sys.stdin.fileno():
@@ -155,7 +146,7 @@ class Daemon:
             self._restored = True
         elif pid > 0:
             _, descriptors, _, _ = socket.recv_fds(self._criu, 1, 1)
-            self._watch(Watched(Uffd(descriptors[0]), pid, self._memory.missing_of(pid)))
+            self._watch(Watched(Uffd(descriptors[0]), pid, Missing(self._missing.pop(pid, ()))))
 
     def _watch(self, task: Watched) -> None:
         if task.complete:  # a child of a task that has everything
@@ -183,14 +174,10 @@ class Daemon:
         time.sleep(0.0001)
 
     def _answer_fault(self, task: Watched, address: int) -> None:
-        segment = task.missing.find(address)
-        if segment is None:
+        if task.missing.find(address) is None:
             return  # asked for by an earlier fault of the same batch
         taken = task.missing.take(address, address + _FAULT_PAGES * PAGE)
-        here = [one for one in taken if self._memory.is_here(one)]
-        for one in here:
-            task.fill_here(one, self._memory.address_of(one), lambda: self._hear_during_change(task))
-        self._ask(task, [one for one in taken if one not in here], urgent=True)
+        self._ask(task, taken, urgent=True)
 
     def _ask(self, task: Watched, segments: list[Segment], *, urgent: bool) -> None:
         if not segments:
@@ -202,18 +189,6 @@ class Daemon:
 
     # -- the background ----------------------------------------------------------------------------------------------------------------
 
-    def _fill_from_images(self) -> None:
-        """Pages that were sent before the freeze and not written since."""
-        budget = _AT_ONCE_HERE
-        for task in list(self._order):
-            for segment in [one for one in task.missing if self._memory.is_here(one)]:
-                part = segment.part(segment.start, segment.start + budget * PAGE)
-                for one in task.missing.take(part.start, part.end):
-                    task.fill_here(one, self._memory.address_of(one), lambda task=task: self._hear_during_change(task))  # type: ignore[misc]
-                budget -= part.size // PAGE
-                if budget <= 0:
-                    return
-
     def _ask_for_more(self) -> None:
         """The next pages of the task that faulted last. Never so many that a fault has to wait long behind them."""
         urgent = any(question[3] for question in self._questions.values())
@@ -223,11 +198,7 @@ class Daemon:
                 return
             segments = task.missing.take_next(task.cursor, self._chunk * PAGE)
             task.cursor = segments[-1].end
-            away = [one for one in segments if not self._memory.is_here(one)]
-            task.missing.put(one for one in segments if self._memory.is_here(one))
-            if not away:
-                return
-            self._ask(task, away, urgent=False)
+            self._ask(task, segments, urgent=False)
 
     def _take_answers(self) -> None:
         for answer in self._source.answers():
@@ -304,14 +275,14 @@ def main(argv: Sequence[str] = ()) -> int:
         daemon = Daemon(call, held)
         if not daemon.reachable():
             raise EmulabError("the source's page server cannot be reached")
-        say(ready=daemon.lazy_pages)
+        say(ready=True)
         report = daemon.run()
     except LostError as error:
         keeper.end_guest(str(call["guest"]), str(call["key"]), error.message)
         held.dismiss()
         say(error=error.message)
         return 1
-    except (EmulabError, ValueError, OSError) as error:
+    except (EmulabError, ValueError, IndexError, OSError) as error:
         say(error=getattr(error, "message", str(error)))
         return 1
     daemon.let_go()

@@ -34,6 +34,7 @@ class Helper:
             (sys.executable, "-m", self.module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True
         )
         self._state: Path | None = None
+        self._kept = False
         self._rest = b""
 
     @property
@@ -77,9 +78,10 @@ class Helper:
     def keep(self) -> None:
         """From now on it goes on whatever becomes of us."""
         self.tell("keep")
+        self._kept = True
 
     def close(self) -> None:
-        """To be called when it has nothing to do any more: it ends by itself once we are gone, unless it was told to keep on."""
+        """It ends by itself once it does not hear us any more. One that was told to keep on is left alone until it has done its work."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 with contextlib.suppress(OSError):
@@ -87,6 +89,8 @@ class Helper:
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
+            if self._kept:
+                return
             self._process.kill()
             self._process.wait()
         if self._state:

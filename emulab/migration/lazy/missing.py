@@ -10,16 +10,11 @@ from operator import attrgetter
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """[start, end) as the task sees it now; ``origin``: the address of ``start`` when the guest was frozen.
-
-    ``image`` is where the content lies if it is on this node already: number of an image file; ``offset``: the first page's place in it.
-    """
+    """[start, end) as the task sees it now; ``origin``: the address of ``start`` when the guest was frozen."""
 
     start: int
     end: int
     origin: int
-    image: int = -1
-    offset: int = 0
 
     @property
     def size(self) -> int:
@@ -28,11 +23,10 @@ class Segment:
     def part(self, start: int, end: int) -> Segment:
         """The part of it within [start, end)."""
         low, high = max(start, self.start), min(end, self.end)
-        ahead = low - self.start
-        return Segment(low, high, self.origin + ahead, self.image, self.offset + ahead)
+        return Segment(low, high, self.origin + low - self.start)
 
     def moved(self, by: int) -> Segment:
-        return Segment(self.start + by, self.end + by, self.origin, self.image, self.offset)
+        return Segment(self.start + by, self.end + by, self.origin)
 
 
 _START, _END = attrgetter("start"), attrgetter("end")

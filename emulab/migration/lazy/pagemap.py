@@ -22,28 +22,16 @@ _NO_FLAGS = -1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Pages [start, end) of one entry; ``offset``: where they lie in the pages file, if they are there."""
+    """Pages [start, end) of one entry."""
 
     start: int
     end: int
     flags: int
-    offset: int
 
-
-@dataclass(frozen=True)
-class Pagemap:
-    """The memory of one task in one image folder; ``runs`` in the order of their addresses."""
-
-    pages_file: int
-    runs: list[Run]
-
-    def at(self, address: int) -> Run | None:
-        index = bisect_right(self.runs, address, key=lambda run: run.start) - 1
-        return self.runs[index] if index >= 0 and address < self.runs[index].end else None
-
-    def lazy(self) -> list[Run]:
-        """What was left out of the images."""
-        return [run for run in self.runs if run.flags & LAZY and not run.flags & (PRESENT | PARENT)]
+    @property
+    def left_out(self) -> bool:
+        """Neither in these images nor in those before."""
+        return self.flags & (LAZY | PRESENT | PARENT) == LAZY
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int]]:
@@ -90,14 +78,12 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def parse_pagemap(data: bytes) -> Pagemap:
-    """Raises ValueError or IndexError for what is no pagemap image."""
+def parse_pagemap(data: bytes) -> list[Run]:
+    """What is known of each page, in the order of addresses. Raises ValueError or IndexError for what is no pagemap image."""
     runs: list[Run] = []
-    pages_file, offset, first = 0, 0, True
-    for begin, end in messages(data):
-        if first:
-            pages_file, first = next(value for field, value, _ in numbers(data, begin, end) if field == 1), False
-            continue
+    entries = messages(data)
+    next(entries, None)  # the head
+    for begin, end in entries:
         start = count = 0
         flags = _NO_FLAGS
         inherited = False
@@ -112,11 +98,8 @@ def parse_pagemap(data: bytes) -> Pagemap:
                 inherited = bool(value)
         if flags == _NO_FLAGS:
             flags = PARENT if inherited else PRESENT
-        size = count * PAGE
-        runs.append(Run(start, start + size, flags, offset))
-        if flags & PRESENT:
-            offset += size
-    return Pagemap(pages_file, runs)
+        runs.append(Run(start, start + count * PAGE, flags))
+    return runs
 
 
 def parse_mappings(data: bytes) -> list[tuple[int, int]]:

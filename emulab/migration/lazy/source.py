@@ -51,7 +51,6 @@ class Source:
         self.line = 0
         self.lost_s = clock.now()
         self.lost = False
-        self.bytes_in = 0
         threading.Thread(target=self._run, daemon=True, name="source").start()
 
     def _run(self) -> None:
@@ -79,9 +78,7 @@ class Source:
         self.line = self._lines
         self._tell()
         while True:
-            before = peer.bytes_in
             message = peer.receive(timeout_s=None)
-            self.bytes_in += peer.bytes_in - before
             if message.kind == "ok":
                 self._said_ok.set()
             elif message.kind == "pages":

@@ -137,13 +137,6 @@ class Watched:
                 self._no_longer_waiting(place, place + done)
         return filled
 
-    def fill_here(self, segment: Segment, source: int, hear: Callable[[], None]) -> None:
-        """Fill a segment, taken out of ``missing``, whose content is on this node at address ``source`` of ours."""
-        number = -1
-        self.on_their_way[number] = Missing([segment])
-        self._fill(number, segment.origin, segment.origin + segment.size, source, hear)
-        del self.on_their_way[number]
-
     def _put(self, place: int, source: int, size: int, hear: Callable[[], None]) -> int:
         """One call. Returns how many bytes need no more care."""
         done = self.uffd.copy(place, source, size) if source else self.uffd.zero(place, size)
