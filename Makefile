@@ -29,6 +29,13 @@ test: bootstrap-dev ## everything that CI runs: lint, types and all tests
 	@$(MAKE) --no-print-directory lint types
 	@$(PY) pytest
 
+soak: bootstrap-dev ## the long tests: every fault at every phase of every strategy, MIGRATIONS=200 in a row (hours)
+	@$(EMULAB) doctor --fix --tests
+	@$(if $(MIGRATIONS),MIGRATIONS='$(MIGRATIONS)') $(PY) pytest -m soak tests/faults
+
+test-kernel: bootstrap-dev ## migration tests on a stock kernel in an emulated machine; ARGS= for pytest; REMOVE=1 deletes its 3 GB
+	@$(VENV)/bin/python tests/kernel/machine.py $(if $(REMOVE),remove,test $(ARGS))
+
 doctor: bootstrap ## check the machine; FIX=1 repairs it, DEV=1 includes what only tests need
 	@$(EMULAB) doctor $(if $(FIX),--fix) $(if $(DEV),--tests)
 

@@ -28,6 +28,7 @@ _PIECE = 65536
 # TLS cuts what it sends into records of at most 16 KiB and adds a header, a nonce and a tag to each.
 _RECORD, _RECORD_EXTRA = 16384, 5 + 8 + 16
 _HEAD = struct.Struct(">II")
+_HANDSHAKE_S = 5.0
 _IDENTITY = "emulab"
 _CIPHERS = "PSK-AES128-GCM-SHA256:PSK-AES256-GCM-SHA384"
 
@@ -211,6 +212,11 @@ class Peer:
             self._connection.close()
 
 
+def _shut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 def _tune(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # A dead peer is noticed in about 6 s even when nothing is being sent.
@@ -263,13 +269,19 @@ class Listener:
             threading.Thread(target=self._handle, args=(plain, address[0]), daemon=True, name=f"peer {address[0]}").start()
 
     def _handle(self, plain: socket.socket, address: str) -> None:
-        plain.settimeout(5.0)
-        try:
-            _tune(plain)
-            secure = _context(ssl.PROTOCOL_TLS_SERVER, self._secret).wrap_socket(plain, server_side=True)
-        except OSError:
-            plain.close()
-            return
+        plain.settimeout(_HANDSHAKE_S)
+        with plain.dup() as same:  # wrapping takes the socket over; one who sends a byte now and then would keep its thread for ever
+            limit = threading.Timer(_HANDSHAKE_S, _shut, args=(same,))
+            limit.start()
+            try:
+                _tune(plain)
+                secure = _context(ssl.PROTOCOL_TLS_SERVER, self._secret).wrap_socket(plain, server_side=True)
+            except OSError:
+                plain.close()
+                return
+            finally:
+                limit.cancel()
+                limit.join()
         peer = Peer(secure)
         try:
             self._serve(peer, address)

@@ -34,6 +34,8 @@ def abort(leaving: Departure, error: BaseException) -> None:
     in_doubt = isinstance(error, InDoubtError)
     if not in_doubt:
         _resume_here(leaving)
+    elif leaving.dump:
+        leaving.dump.verdict(commit=False)  # CRIU lets go of the tasks; their control group stays frozen
     journal.record(leaving.key, "in-doubt" if in_doubt else "aborted", role="source", vm=leaving.guest.spec.name, reason=message)
     leaving.timeline.mark("migration.abort", reason=message)
     leaving.finish("aborted", message)
@@ -41,7 +43,7 @@ def abort(leaving: Departure, error: BaseException) -> None:
     where = f"{name} is frozen on {here}" if in_doubt else f"{name} runs on {here}"
     hint = error.hint if isinstance(error, EmulabError) and error.hint else "the CRIU logs are in the run folder"
     if in_doubt:
-        hint = f"once {there} is known not to have it, stop and start {name}"
+        hint = f"{there} is asked until it answers; emulab vm stop {name} ends what is on {here}"
     raise AbortedError(
         f"migration of {name} to {there} aborted, {where}: {message}",
         hint=hint,

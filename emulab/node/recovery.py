@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,16 +115,18 @@ def _give_up(guests: Guests, doubt: Doubt, key: str) -> None:
         guests.discard(doubt.guest)
 
 
-def settle(guests: Guests, doubt: Doubt, ask: Ask, *, path: Path = journal.JOURNAL, patience_s: float = 60.0) -> None:
-    """End a guest in doubt if its destination has it, resume it if not, leave it frozen if nobody answers."""
+def settle(guests: Guests, doubt: Doubt, ask: Ask, *, over: threading.Event, path: Path = journal.JOURNAL) -> None:
+    """End a guest in doubt if its destination has it, resume it if not. Until one or the other is known it stays frozen: asks until then.
+
+    ``over`` ends the asking without a decision.
+    """
     name, key, to = doubt.guest.spec.name, str(doubt.entry["migration"]), str(doubt.entry.get("to", ""))
-    end = clock.now() + patience_s
-    while clock.now() < end:
+    while not over.is_set():
         try:
             state = ask(to, key)
         except EmulabError as error:
             log.info("asking %s about %s: %s", to, name, error.message)
-            time.sleep(0.5)
+            over.wait(0.5)
             continue
         if state in ("running", "lost"):
             _give_up(guests, doubt, key)
@@ -133,5 +136,4 @@ def settle(guests: Guests, doubt: Doubt, ask: Ask, *, path: Path = journal.JOURN
             guestnet.let_run(doubt.guest)
             journal.record(key, "aborted", path, role="source", vm=name, reason=f"{to} does not have it")
             return
-        time.sleep(0.1)
-    log.error("%s stays frozen: %s cannot be asked whether it has it", name, to)
+        over.wait(0.1)

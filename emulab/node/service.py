@@ -24,15 +24,16 @@ from emulab.migration.departure import Departure
 from emulab.migration.destination import Arrival
 from emulab.migration.images import check_file_name
 from emulab.migration.lazy import handover
-from emulab.migration.model import Options, Report, Timeline
+from emulab.migration.model import AbortedError, Options, Report, Timeline
 from emulab.migration.plan import make_plan
 from emulab.migration.predict import Machine
 from emulab.migration.preflight import refuse_unmovable
 from emulab.node import cgroup
+from emulab.node.doubts import Doubts
 from emulab.node.guest import Guests, GuestSpec
 from emulab.node.link import Link
 from emulab.node.processes import run_streamed
-from emulab.node.recovery import Doubt, recover, settle
+from emulab.node.recovery import recover
 from emulab.node.sampler import GuestTarget, Sampler
 
 log = logging.getLogger("emulab.agent")
@@ -64,6 +65,7 @@ class Service:
         self._lock = threading.Lock()
         self._busy: set[str] = set()  # guests that are being started, stopped or moved
         self._moving: dict[str, Control] = {}
+        self._doubts = Doubts(self.guests, self._ask, self._claim)
         self._machine = Machine()
         self._methods: dict[str, Callable[..., Any]] = {
             "ping": self.ping,
@@ -114,7 +116,7 @@ class Service:
         doubts = recover(self.guests)
         self._configure(**known)
         for doubt in doubts:
-            threading.Thread(target=self._settle, args=(doubt,), name="recovery", daemon=True).start()
+            self._doubts.settle(doubt)
         self._find_post_copies({str(doubt.entry["migration"]) for doubt in doubts})
 
     def _find_post_copies(self, in_doubt: set[str]) -> None:
@@ -138,10 +140,6 @@ class Service:
                 claim.__exit__()
 
         threading.Thread(target=run, name="recovery", daemon=True).start()
-
-    def _settle(self, doubt: Doubt) -> None:
-        with self._claim(doubt.guest.spec.name):
-            settle(self.guests, doubt, self._ask)
 
     def _ask(self, node: str, key: str) -> str:
         """What became of a migration, from the agent of another node. Raises PeerError."""
@@ -213,6 +211,7 @@ class Service:
 
     def vm_stop(self, call: Call, *, name: str) -> None:
         del call
+        self._doubts.give_up(name)
         with self._claim(name):
             self.guests.stop(name)
         self._forget(name)
@@ -261,8 +260,18 @@ class Service:
             raise UsageError(f"no host {to}", hint=f"hosts: {', '.join(sorted(set(self._peers) - {'head', self.node}))}")
         if to == "head":
             raise UsageError("the head node carries no guests", hint=f"hosts: {', '.join(sorted(set(self._peers) - {'head', self.node}))}")
+        try:
+            return self._migrate(call, name, to, wanted, number)
+        except AbortedError as error:
+            if error.details["frozen"]:
+                self._doubts.settle_newest(name)
+            raise
+
+    def _migrate(self, call: Call, name: str, to: str, wanted: Options, number: int) -> dict[str, Any]:
         with self._claim(name):
             guest = self.guests.running(name)
+            if guest.cgroup.frozen():
+                raise UsageError(f"guest {name} stands still: nobody knows yet how its last migration ended", hint="emulab vm list")
             started = clock.now()
             control = Control()
             report = Report(number, name, self.node, to, wanted.strategy, wanted.dirty_tracker, started)

@@ -11,6 +11,7 @@ import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+from conftest import SLOWNESS
 from killing import AGENT, Kill
 
 BEFORE_COMMIT = ("layer", "round", "freeze", "dump", "transfer", "restore")
@@ -64,7 +65,8 @@ class Accident(AbstractContextManager):
         self.happen()
         self.struck = True
         if self.heals_s:
-            self._timer = threading.Timer(self.heals_s, self.repair)
+            scale = SLOWNESS if "deadline_s" in self.options else 1
+            self._timer = threading.Timer(self.heals_s * scale, self.repair)
             self._timer.start()
 
     def happen(self):

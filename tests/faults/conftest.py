@@ -11,10 +11,10 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "testbed"), str(TESTS), str(Path(__file__).parent)]
 
-from conftest import SelfCheckingGuest, moving, start, start_guest
+from conftest import SelfCheckingGuest, moving, pytest_collection_modifyitems, start, start_guest
 from matrix import Table
 
-__all__ = ["moving", "start"]
+__all__ = ["moving", "pytest_collection_modifyitems", "start"]
 
 _TABLE = Table()
 

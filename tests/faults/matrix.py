@@ -54,6 +54,7 @@ def run_case(guest, strategy, phase, accident):
     uplink = guest.testbed.call(source, "link.show")["uplink"]
     scene = Scene(guest.testbed, guest.name, source, destination, uplink)
     options = {"strategy": strategy, "dirty_tracker": TRACKER, "hold_at": {phase: accident.held_s * SLOWNESS}, **accident.options}
+    options["deadline_s"] = options.get("deadline_s", 20.0) * SLOWNESS
     with guest.a_client() as client:
         with accident:
             accident.arrange(scene)

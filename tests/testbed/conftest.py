@@ -61,6 +61,16 @@ print(json.dumps({kind: values for kind, values in found.items() if values}))
 """
 
 
+def pytest_collection_modifyitems(config, items):
+    """An emulated processor needs longer for every test."""
+    for item in items:
+        if SLOWNESS == 1 or hasattr(item, "usual_s"):
+            continue
+        marker = item.get_closest_marker("timeout")
+        item.usual_s = float(marker.args[0] if marker else config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(item.usual_s * SLOWNESS), append=False)
+
+
 class SelfCheckingGuest:
     """A guest of ``selfcheck/guest.py``, wherever it runs."""
 
@@ -92,9 +102,9 @@ class SelfCheckingGuest:
         assert result["error"] == ""
 
     @contextmanager
-    def a_client(self):
+    def a_client(self, program="client.py"):
         """The same, whatever becomes of the client: its ``requests``, ``longest_s`` without an answer and ``error`` are told at the end."""
-        argv = (PYTHON, "-c", (SELFCHECK / "client.py").read_text(), self.address)
+        argv = (PYTHON, "-c", (SELFCHECK / program).read_text(), self.address)
         result = {}
         with self.testbed.project.exec_stream("head", argv) as stream:
             assert read_line(stream) == "connected"

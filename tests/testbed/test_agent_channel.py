@@ -250,6 +250,90 @@ except PeerLostError:
     assert attack(code) == "lost"
 
 
+def test_a_record_played_again_within_its_conversation_ends_it(attack):
+    """One who sits between the two sends the client's first request twice: the agent answers once and hangs up."""
+    code = """
+relay = socket.create_server(("127.0.0.1", 0))
+heard = bytearray()
+
+def pump(source, target, again):
+    try:
+        while data := source.recv(65536):
+            heard.extend(b"" if again else data)
+            if again and data[0] == 23:
+                data, again = data * 2, False
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+def sit_between():
+    client, _ = relay.accept()
+    server = plain()
+    back = threading.Thread(target=pump, args=(server, client, False), daemon=True)
+    back.start()
+    pump(client, server, True)
+
+threading.Thread(target=sit_between, daemon=True).start()
+peer = connect("127.0.0.1", secret, port=relay.getsockname()[1])
+peer.send("arrive", key="twice", source="host1", spec={})
+while answer(peer) != "closed":
+    pass
+result = tls_records(bytes(heard)).count(23)
+"""
+    assert attack(code) <= 1
+
+
+def test_a_destination_without_the_key_is_not_given_a_guest(attack):
+    """Both sides prove that they have the key: a listener with another one learns nothing."""
+    code = """
+from emulab.migration.channel import Listener
+seen = []
+false = Listener("127.0.0.1", b"another key of 32 bytes, not ours", lambda peer, address: seen.append(peer.receive(5).kind), port=0)
+threading.Thread(target=false.accept_forever, daemon=True).start()
+try:
+    connect("127.0.0.1", secret, port=false.port).ask("arrive", key="x", timeout_s=5)
+    result = "trusted"
+except PeerLostError:
+    result = seen
+"""
+    assert attack(code) == []
+
+
+def test_a_handshake_that_never_ends_is_cut_off_and_keeps_nobody_out(attack):
+    """A byte every half second, and hellos that stop in the middle."""
+    code = """
+import time
+hello = b"\\x16\\x03\\x01\\x00\\xc8" + bytes(200)
+dribbling = [plain() for _ in range(20)]
+for connection in [plain() for _ in range(20)]:
+    connection.sendall(hello[:20])
+begun, at, ended, asked = time.monotonic(), 0, 0, []
+while ended < len(dribbling) and time.monotonic() < begun + 30:
+    for connection in dribbling:
+        try:
+            connection.sendall(hello[at : at + 1])
+        except OSError:
+            pass
+    at += 1
+    before = time.monotonic()
+    assert connect(host, secret).ask("status", key="x")["state"] == "unknown"
+    asked.append(time.monotonic() - before)
+    time.sleep(0.5)
+    ended = 0
+    for connection in dribbling:
+        connection.setblocking(False)
+        try:
+            ended += connection.recv(1) == b""
+        except BlockingIOError:
+            pass
+        except OSError:
+            ended += 1
+result = ended
+"""
+    assert attack(code) == 20
+
+
 def test_many_silent_connections_do_not_keep_others_out(attack):
     code = """
 silent = [plain() for _ in range(40)]
