@@ -13,6 +13,7 @@ from emulab.cli.console import out
 from emulab.cli.moving import live_line
 from emulab.errors import UsageError
 from emulab.node.guest import GuestSpec
+from emulab.node.rootfs import STORAGES
 from emulab.scenario.units import parse_size
 from emulab.testbed import Testbed
 
@@ -55,6 +56,7 @@ def start(
     address: Annotated[str | None, typer.Option(help="IPv4 address on the LAN; by default the next free one from .100.")] = None,
     vcpus: Annotated[float, typer.Option(help="CPU limit.")] = 1.0,
     memory: Annotated[str, typer.Option(help="Memory limit with unit.")] = "1GiB",
+    storage: Annotated[str, typer.Option(help="Writable layer: local, moves with the guest; shared, on a volume of all hosts.")] = "local",
     env: Annotated[list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Variable for the guest's first process.")] = None,
 ) -> None:
     """Start a guest."""
@@ -75,7 +77,11 @@ def start(
     free = next(a for n in range(100, 250) if (a := f"{testbed.settings.lan_prefix}.{n}") not in taken)
     if address in taken:
         raise UsageError(f"address {address} is taken by another guest", hint=f"free: {free}")
-    spec = GuestSpec(name=name, image=image or f"olio-{name}", address=address or free, vcpus=vcpus, memory_bytes=size, env=variables)
+    if storage not in STORAGES:
+        raise UsageError(f"unknown storage {storage!r}", hint=f"one of {', '.join(STORAGES)}")
+    spec = GuestSpec(
+        name=name, image=image or f"olio-{name}", address=address or free, vcpus=vcpus, memory_bytes=size, env=variables, storage=storage
+    )
     guest = testbed.start_guest(on, spec)
     out.print(f"{name} runs on {on} at {guest['address']}", markup=False)
 

@@ -38,6 +38,7 @@ def guest_specs(scenario: Scenario) -> dict[str, GuestSpec]:
             vcpus=guest.vcpus,
             memory_bytes=guest.memory,
             env=environment.get(name, {}),
+            storage=guest.storage,
         )
         for name, guest in ((name, scenario.guests[name]) for name in names)
     }

@@ -21,7 +21,7 @@ from emulab.migration.control import Control
 from emulab.migration.destination import FINAL, IMAGES
 from emulab.migration.dump import FinalDump, Nobody, pages_in
 from emulab.migration.images import FolderSender
-from emulab.migration.inventory import layer_bytes, take_inventory
+from emulab.migration.inventory import moving_bytes, take_inventory
 from emulab.migration.layer import LayerSender
 from emulab.migration.lazy import leaving as lazy_steps
 from emulab.migration.lazy.handover import ServerProcess
@@ -136,7 +136,7 @@ class Departure:
         elif not STRATEGIES[options.strategy].has_rounds:
             pids = guest.cgroup.pids()
             wire = Wire(self.wire.link_bytes_s, compression(pids))
-            files = layer_bytes(guest.rootfs.upper)
+            files = moving_bytes(guest)
             self.expect(foresee(take_inventory(pids), options, wire, self.machine, dirty_pages_per_s=0.0, files_bytes=files).blackout)
 
     def reach_destination(self) -> None:
@@ -160,9 +160,9 @@ class Departure:
         self.peer.ask("memory-follows")
 
     def copy_layer(self) -> None:
-        """All of the writable layer; later passes carry only what changed since."""
+        """All of the writable layer; later passes carry only what changed since. A shared one stays where it is."""
         started = self.timeline.mark("migration.layer", "begin")
-        with Progress(self, "layer", expected_bytes=_FILES_RATIO * layer_bytes(self.guest.rootfs.upper)):
+        with Progress(self, "layer", expected_bytes=_FILES_RATIO * moving_bytes(self.guest)):
             self.report.layer_bytes += self.layer_pass()
         self._layer_copied = True
         self.report.phases["layer"] = self.timeline.mark("migration.layer", "end", bytes=self.report.layer_bytes) - started
@@ -282,6 +282,8 @@ class Departure:
 
     def layer_pass(self, again: Collection[str] = ()) -> int:
         """Bring the destination's copy of the layer up to date; returns bytes sent."""
+        if self.guest.spec.storage == "shared":
+            return 0
         sent = self.layer.send_pass(self.peer, again)
         self.peer.expect_ok(self.left() if self.frozen else 120)
         return sent

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emulab.migration.layer import walk
+from emulab.node.guest import Guest
 
 PAGE = 4096
 
@@ -72,6 +73,8 @@ def parse_rollup(text: str) -> dict[str, int]:
     return fields
 
 
-def layer_bytes(upper: Path) -> int:
-    """Size of the regular files of a writable layer."""
-    return sum(status.st_size for _, status in walk(upper) if stat.S_ISREG(status.st_mode))
+def moving_bytes(guest: Guest) -> int:
+    """Size of the regular files of the writable layer that travel with a guest: none of a shared one."""
+    if guest.spec.storage == "shared":
+        return 0
+    return sum(status.st_size for _, status in walk(guest.rootfs.upper) if stat.S_ISREG(status.st_mode))

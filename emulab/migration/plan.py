@@ -13,7 +13,7 @@ import zstandard
 from emulab.criu import tracker
 from emulab.errors import EmulabError
 from emulab.migration.dirty import DirtyPages, scan_written
-from emulab.migration.inventory import Inventory, layer_bytes, take_inventory
+from emulab.migration.inventory import Inventory, moving_bytes, take_inventory
 from emulab.migration.model import Options
 from emulab.migration.predict import PAGE, Machine, Prediction, Rest, Wire, predict
 from emulab.migration.rounds import Round, StopRule
@@ -61,7 +61,7 @@ def make_plan(guest: Guest, options: Options, link_bytes_s: float, machine: Mach
         raise EmulabError(f"guest {guest.spec.name} has no tasks that could be looked at")
     wire = Wire(link_bytes_s, compression(pids))
     rate = dirty_rate(guest, options.dirty_tracker, pause) if STRATEGIES[options.strategy].has_rounds else 0.0
-    return foresee(found, options, wire, machine, dirty_pages_per_s=rate, files_bytes=layer_bytes(guest.rootfs.upper))
+    return foresee(found, options, wire, machine, dirty_pages_per_s=rate, files_bytes=moving_bytes(guest))
 
 
 def foresee(found: Inventory, options: Options, wire: Wire, machine: Machine, *, dirty_pages_per_s: float, files_bytes: int) -> Plan:

@@ -24,7 +24,7 @@ from emulab.errors import EmulabError, UsageError
 from emulab.node import link
 from emulab.node.bundle import bundle_config
 from emulab.node.cgroup import GuestCgroup, guest_cgroup
-from emulab.node.rootfs import GUESTS, Rootfs, image_rootfs
+from emulab.node.rootfs import GUESTS, SHARED, STORAGES, Rootfs, image_rootfs
 
 CONSOLE = "var/log/guest.log"  # inside the guest, so that it moves with it
 
@@ -35,7 +35,10 @@ class GuestError(EmulabError):
 
 @dataclass(frozen=True)
 class GuestSpec:
-    """What a guest is, wherever it runs. ``image`` names a folder below the node's images; sizes in bytes."""
+    """What a guest is, wherever it runs. ``image`` names a folder below the node's images; sizes in bytes.
+
+    ``storage``: where its writable layer lies: ``local`` to the host, so that it moves with the guest, or ``shared`` by all hosts.
+    """
 
     name: str
     image: str
@@ -45,6 +48,7 @@ class GuestSpec:
     prefix: int = 24
     argv: tuple[str, ...] = ("/sbin/guest-init",)
     env: Mapping[str, str] = field(default_factory=dict)
+    storage: str = "local"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GuestSpec:
@@ -55,6 +59,8 @@ class GuestSpec:
         check_name(spec.name)
         if spec.image in {"", ".", ".."} or "/" in spec.image:
             raise UsageError(f"{spec.image!r} is not a guest image")
+        if spec.storage not in STORAGES:
+            raise UsageError(f"unknown storage {spec.storage!r}", hint=f"one of {', '.join(STORAGES)}")
         return spec
 
     @property
@@ -82,7 +88,7 @@ class Guest:
 
     @property
     def rootfs(self) -> Rootfs:
-        return Rootfs(self.folder, image_rootfs(self.spec.image))
+        return Rootfs(self.folder, image_rootfs(self.spec.image), SHARED / self.spec.name if self.spec.storage == "shared" else None)
 
     @property
     def cgroup(self) -> GuestCgroup:
@@ -191,10 +197,17 @@ class Guests:
         if old is not None:
             self.discard(old)
         guest = Guest(spec, 0, 0, clock.now())
+        if spec.storage == "shared":
+            others = users_of_shared_layer(spec.name)
+            if others:
+                raise UsageError(f"the shared layer of {spec.name} is in use on {', '.join(others)}", hint=f"emulab vm stop {spec.name}")
+            _remove_shared_layer(spec.name)
         try:
             return self._create(guest)
         except BaseException:
             self.discard(guest)
+            if spec.storage == "shared":
+                _remove_shared_layer(spec.name)
             raise
 
     def _create(self, guest: Guest) -> Guest:
@@ -242,9 +255,14 @@ class Guests:
             while guest.cgroup.pids() and clock.now() < end:
                 time.sleep(0.02)
         self.discard(guest)
+        if guest.spec.storage == "shared" and not users_of_shared_layer(name):
+            _remove_shared_layer(name)
 
     def discard(self, guest: Guest) -> None:
-        """Remove everything a guest has on this node: tasks, port, runc's state, cgroup, mounts and files. Safe to repeat."""
+        """Remove everything a guest has on this node: tasks, port, runc's state, cgroup, mounts and files. Safe to repeat.
+
+        A shared layer stays: the guest may run elsewhere, on it.
+        """
         self.discard_name(guest.spec.name)
 
     def discard_name(self, name: str) -> None:
@@ -258,16 +276,26 @@ class Guests:
         folder = self._folder / name
         Rootfs(folder, folder).unmount(self._runner)
         shutil.rmtree(folder, ignore_errors=True)
+        Rootfs(folder, folder, SHARED / name).remove_work()
 
     def logs(self, name: str, lines: int = 100) -> str:
         """The end of what the guest's first process and its services wrote."""
         guest = self.get(name)
         parts = []
-        for path in (guest.folder / "upper" / CONSOLE, guest.folder / "runc.log"):
+        for path in (guest.rootfs.upper / CONSOLE, guest.folder / "runc.log"):
             with contextlib.suppress(OSError):
                 parts.append(path.read_text(errors="replace"))
         text = "".join(parts).splitlines()
         return "\n".join(text[-lines:])
+
+
+def users_of_shared_layer(name: str) -> list[str]:
+    """Nodes that have a shared layer mounted, or are about to."""
+    return sorted(path.name.removeprefix("work-") for path in (SHARED / name).glob("work-*"))
+
+
+def _remove_shared_layer(name: str) -> None:
+    shutil.rmtree(SHARED / name, ignore_errors=True)
 
 
 def _last_line(path: Path) -> str:

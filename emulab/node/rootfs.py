@@ -2,10 +2,14 @@
 
 The image folder must not itself lie on an overlay: a file mapped through two overlays has a mount id that exists nowhere, and CRIU
 refuses it ("Can't lookup mount"). The node keeps images and layers on volumes for that reason.
+
+A shared layer lies on a volume that all hosts mount, as on a file server: a guest that moves finds it there, and only one host at a time
+has tasks that may write to it.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +19,26 @@ from emulab.errors import EmulabError
 
 IMAGES = Path("/var/lib/emulab/images")
 GUESTS = Path("/var/lib/emulab/guests")
+SHARED = Path("/var/lib/emulab/shared")
+STORAGES = ("local", "shared")
 
 
 @dataclass(frozen=True)
 class Rootfs:
-    """Folders of one guest on this node."""
+    """Folders of one guest on this node. ``shared``: folder of its layer, if that is not on this node alone."""
 
     folder: Path
     lower: Path
+    shared: Path | None = None
 
     @property
     def upper(self) -> Path:
-        return self.folder / "upper"
+        return (self.shared or self.folder) / "upper"
 
     @property
     def work(self) -> Path:
-        return self.folder / "work"
+        """The overlay's scratch folder, on the layer's own filesystem; each mount empties it, so every node has its own."""
+        return self.shared / f"work-{os.uname().nodename}" if self.shared else self.folder / "work"
 
     @property
     def merged(self) -> Path:
@@ -55,6 +63,9 @@ class Rootfs:
     def unmount(self, runner: Runner) -> None:
         if self.mounted():
             runner.run(("umount", "--lazy", str(self.merged)))
+
+    def remove_work(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def remove(self, runner: Runner) -> None:
         self.unmount(runner)

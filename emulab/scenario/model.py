@@ -144,6 +144,7 @@ class Guest(_Model):
     memory: Size = 1 << 30
     image: str
     address: AutoAddress = AUTO
+    storage: Literal["local", "shared"] = "local"
 
 
 class Load(_Model):

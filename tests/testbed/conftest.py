@@ -158,11 +158,11 @@ def start(moving):
             moving.stop_guest(guest["name"])
 
 
-def start_guest(testbed, name, host, *, number=0, vcpus=1.0, memory=MEMORY, program=None, **env):
+def start_guest(testbed, name, host, *, number=0, vcpus=1.0, memory=MEMORY, program=None, storage="local", **env):
     """Start a self-checking guest and wait until it answers. ``number`` tells its address from that of others."""
     address = f"{SETTINGS.lan_prefix}.{100 + number}"
     argv = ("python3", "-c", program or (SELFCHECK / "guest.py").read_text())
-    spec = GuestSpec(name=name, image="selfcheck", address=address, vcpus=vcpus, memory_bytes=memory, argv=argv, env=env)
+    spec = GuestSpec(name, "selfcheck", address, vcpus, memory, argv=argv, env=env, storage=storage)
     testbed.start_guest(host, spec, tag=IMAGE_TAG)
     guest = SelfCheckingGuest(testbed, name, address)
     wait_until(lambda: is_ready(guest))

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import IMAGE_TAG, MEMORY, SELFCHECK, SETTINGS, wait_until
+from conftest import IMAGE_TAG, MEMORY, SELFCHECK, SETTINGS, read_line, wait_until
 
+from emulab.engine import connect, ensure_images
 from emulab.errors import EmulabError
+from emulab.experiment.guests import wait_for_database
 from emulab.node.guest import GuestSpec
+from emulab.testbed.testbed import PYTHON
 
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 
@@ -62,3 +65,36 @@ def test_whatever_it_holds_moves_with_it_by_every_way_and_twice(hold):
         report = guest.report()
         assert report["broken"] == {}, f"after {strategy} to {to}"
         assert len(report["checked"]) == 12
+
+
+def test_a_database_moves_with_its_transactions_and_clients(moving):
+    """Eight clients keep transferring money over three moves; a ninth's transaction is open across each and commits after it."""
+    ensure_images(connect(), ["node", "olio-db"])
+    address = f"{SETTINGS.lan_prefix}.161"
+    moving.start_guest("host1", GuestSpec("db", "olio-db", address, 1.0, 2 * MEMORY, env={"OLIO_DB_BUFFER_POOL": "64M"}))
+    try:
+        wait_for_database(moving)
+        with moving.project.exec_stream("head", (PYTHON, "-c", (SELFCHECK / "bank.py").read_text(), address)) as bank:
+
+            def order(text):
+                bank.write(text + b"\n")
+                return json.loads(read_line(bank))
+
+            assert json.loads(read_line(bank)) == "ready"
+            for number, (to, strategy) in enumerate((("host2", "pre-copy"), ("host3", "stop-and-copy"), ("host1", "pre-copy"))):
+                before = order(b"open")
+                assert before["visible"] == number
+                record = moving.migrate("db", to, {"strategy": strategy, "deadline_s": 60})
+                assert record["outcome"] == "committed"
+                assert record["tcp_established"] >= 10
+                after = order(b"commit")
+                assert after["visible"] == number + 1
+                assert after["transfers"] > before["transfers"]
+            bank.close_stdin()
+            books = json.loads(bank.read_all())
+        assert books["errors"] == []
+        assert books["journal"] == books["transfers"]
+        assert books["total"] == 20 * 1000
+        assert books["check"] == ["OK"] * 3
+    finally:
+        moving.stop_guest("db")
