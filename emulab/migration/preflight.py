@@ -49,6 +49,7 @@ class _Task:
     parent: int
     tracer: int
     threads: int
+    session: int  # its number in the innermost pid namespace: 0 if its leader is outside of that
 
     def says(self, what: str) -> str:
         return f"process {self.pid} ({self.name}) {what}"
@@ -73,6 +74,8 @@ def unmovable(first: int, pids: Collection[int], runner: Runner) -> list[str]:
     seen = _Seen(first)
     for task in inside:
         reasons += [task.says(what) for what in (*_states(task), *_namespaces(task, first), *_mappings(task), *seen.descriptors(task))]
+    if first in tasks and tasks[first].session:
+        reasons += [task.says("belongs to a session from outside: start it with setsid") for task in inside if not task.session]
     reasons += _terminals(tasks)
     lost = watched_paths(first, pids)[1]
     if lost:
@@ -90,7 +93,13 @@ def _tasks(pids: Iterable[int]) -> dict[int, _Task]:
             continue  # it has ended
         fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
         tasks[pid] = _Task(
-            pid, fields["Name"], fields["State"][0], int(fields["PPid"]), int(fields["TracerPid"]), int(fields.get("Threads", "1"))
+            pid,
+            fields["Name"],
+            fields["State"][0],
+            int(fields["PPid"]),
+            int(fields["TracerPid"]),
+            int(fields.get("Threads", "1")),
+            int(fields.get("NSsid", "1").split()[-1]),
         )
     return tasks
 

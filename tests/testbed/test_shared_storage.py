@@ -24,7 +24,7 @@ with open('/var/tmp/lines', 'a', buffering=1) as file:
         file.write(f'{number}\\n')
         time.sleep(0.02)
 """
-WRITER = f'python3 -c "{_LINES}" </dev/null >/dev/null 2>&1 & exit 0'
+WRITER = f'setsid python3 -c "{_LINES}" </dev/null >/dev/null 2>&1 & exit 0'
 
 
 def in_guest(guest, command):
