@@ -27,7 +27,7 @@ def enter_command(guest: Guest, argv: Sequence[str]) -> Argv:
         "--ipc",
         "--uts",
         "--root",
-        "--wd=/",
+        "--wdns=/",  # of the guest: what goes on after the command may move with it
         "--",
         *argv,
     )
