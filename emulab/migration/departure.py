@@ -328,6 +328,7 @@ class Departure:
         report.bytes_of_pages = sum(item.bytes for item in report.rounds)
         report.pages_distinct, report.pages_zero = self.sender.distinct_pages + self.late_distinct, self.sender.zero_pages + self.late_zero
         report.pages_from_store, report.bytes_from_store = self.sender.stored_pages, self.sender.stored_pages * PAGE
+        report.pages_changed = self.sender.changed_pages
         report.end_s = self.timeline.mark("migration", "end", outcome=outcome, **self._labels())
 
     def rate(self) -> float:

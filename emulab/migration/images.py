@@ -104,10 +104,11 @@ class FolderSender:
     def _read(self) -> None:
         try:
             ask(self._peer, self._sender)
+            self._sender.versions.begin(self._folder)
             complete = False
             while not complete and not self._stopped.is_set():
                 complete = self._complete.is_set()  # asked before looking: what is there then is all there is
-                moved = self._gather()
+                moved = self._gather(complete=complete)
                 if self._parts and (complete or (not moved and self._pages_gathered() >= _EAGER_PAGES and self._ahead.empty())):
                     self._hand_over()
                 if not moved and not complete:
@@ -115,7 +116,7 @@ class FolderSender:
         finally:
             self._put(None)
 
-    def _gather(self) -> bool:
+    def _gather(self, *, complete: bool) -> bool:
         """Take what the pages files have grown by; True if they have."""
         moved = False
         names = sorted((name for name in os.listdir(self._folder) if _is_pages(name)), key=lambda name: (len(name), name))  # noqa: PTH208
@@ -129,6 +130,8 @@ class FolderSender:
                     self._parts.append(Part(name, 0, 0))
             if pages < first:
                 raise EmulabError(f"{name} became shorter while it was sent")
+            if not complete:
+                pages = max(first, self._sender.versions.ready(name, pages))
             if pages > first:
                 moved = True
                 with path.open("rb", buffering=0) as file:

@@ -73,6 +73,7 @@ class Report:
     pages_zero: int = 0
     pages_from_store: int = 0  # which the destination had kept from an earlier visit
     bytes_from_store: int = 0
+    pages_changed: int = 0  # of which only the difference from an earlier version crossed
     layer_bytes: int = 0
     tasks: int = 0
     tcp_established: int = 0

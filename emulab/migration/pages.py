@@ -7,7 +7,8 @@ references. The receiver rebuilds each chunk, compares its digest with that of w
 
 References are 32-bit numbers. ``ZERO_REF`` is the zero page. Below ``STORED`` a number means the n-th distinct page of this migration,
 counted from 0; a number equal to the count so far introduces a new page, whose content is the next one in the chunk. ``STORED`` + n
-introduces the n-th page of the destination's store as the next distinct page.
+introduces the n-th page of the destination's store as the next distinct page; ``CHANGED`` + n introduces one whose difference from the
+n-th distinct page is the next content in the chunk.
 """
 
 from __future__ import annotations
@@ -18,19 +19,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import zstandard
 from blake3 import blake3
 
 from emulab.errors import EmulabError
 from emulab.migration.compression import Compressor, Decompressor
+from emulab.migration.versions import Versions
 
 PAGE = 4096
 CHUNK_PAGES = 1024
 STORED = 0x80000000
+CHANGED = 0xC0000000
 ZERO_REF = 0xFFFFFFFF
 _ZERO_PAGE = bytes(PAGE)
+_MOST_CHANGED = PAGE // 16  # bytes of a page that may differ from its earlier version
 _GIGABIT = 117e6  # bytes of payload per second
 
 
@@ -90,6 +94,8 @@ class PageSender:
         self.pages = 0
         self.zero_pages = 0
         self.stored_pages = 0
+        self.changed_pages = 0  # of which only the difference from an earlier version was sent
+        self.versions = Versions()
 
     @property
     def distinct_pages(self) -> int:
@@ -112,28 +118,41 @@ class PageSender:
     def chunk(self, folder: Path, parts: Sequence[Part], data: bytes) -> Chunk:
         """Next chunk to send: ``data`` is the content of ``parts``, files of ``folder``. Memory: about three times its size."""
         known, refs, fresh = self._known, [], []
-        at = 0
-        for part in parts:
-            file = self._file_number(folder / part.name)
-            for page_number in range(part.first, part.first + part.count):
-                page = data[at : at + PAGE]
-                at += PAGE
-                if page == _ZERO_PAGE:
-                    refs.append(ZERO_REF)
-                    continue
-                digest = blake3(page).digest()
-                ref = known.get(digest)
-                if ref is None:
-                    ref = known[digest] = len(known)
-                    self._file_of.append(file)
-                    self._page_of.append(page_number)
-                    stored = self._offer.find(digest) if self._offer else None
-                    if stored is None:
-                        fresh.append(page)
-                    else:
-                        ref = STORED + stored
-                        self.stored_pages += 1
-                refs.append(ref)
+        at, count = 0, len(self._known)
+        with _Sources(self._files) as sources:
+            for part in parts:
+                file = self._file_number(folder / part.name)
+                before = self.versions.before(part.name, part.first, part.count)
+                numbers = []
+                for page_number, earlier in enumerate(before, part.first):
+                    page = data[at : at + PAGE]
+                    at += PAGE
+                    if page == _ZERO_PAGE:
+                        refs.append(ZERO_REF)
+                        numbers.append(ZERO_REF)
+                        continue
+                    digest = blake3(page).digest()
+                    number = ref = known.get(digest, -1)
+                    if ref < 0:
+                        number = ref = known[digest] = len(known)
+                        self._file_of.append(file)
+                        self._page_of.append(page_number)
+                        stored = self._offer.find(digest) if self._offer else None
+                        if stored is not None:
+                            ref = STORED + stored
+                            self.stored_pages += 1
+                        else:
+                            # Only a page of an earlier chunk is surely in its file on the other side.
+                            change = None
+                            if earlier is not None and earlier < count:
+                                change = _change(page, sources.read(self._file_of[earlier], self._page_of[earlier]))
+                            if change is not None:
+                                ref = CHANGED + earlier if earlier is not None else ref
+                                self.changed_pages += 1
+                            fresh.append(page if change is None else change)
+                    refs.append(ref)
+                    numbers.append(number)
+                self.versions.sent(part.name, numbers)
         self.pages += len(refs)
         self.zero_pages += refs.count(ZERO_REF)
         kind, content = self._compressor.pack(fresh) if fresh else (0, b"")
@@ -143,6 +162,38 @@ class PageSender:
         if not self._files or self._files[-1] != path:
             self._files.append(path)
         return len(self._files) - 1
+
+
+class _Sources:
+    """Pages in the files that were sent from, each opened once per chunk."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._open: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def read(self, file: int, page: int) -> bytes:
+        descriptor = self._open.get(file)
+        if descriptor is None:
+            descriptor = self._open[file] = os.open(self._files[file], os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(descriptor, PAGE, page * PAGE)
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+def xor(one: bytes | memoryview, other: bytes | memoryview) -> bytes:
+    """Difference of two pages; of a page and a difference: the other page."""
+    return (int.from_bytes(one, "little") ^ int.from_bytes(other, "little")).to_bytes(PAGE, "little")
+
+
+def _change(page: bytes, earlier: bytes) -> bytes | None:
+    """Difference from the earlier version, if little has changed."""
+    change = xor(page, earlier)
+    return change if len(change.translate(None, b"\0")) <= _MOST_CHANGED else None
 
 
 def pack_refs(refs: Sequence[int]) -> bytes:
@@ -186,7 +237,9 @@ class PageReceiver:
                 raise EmulabError(f"pages of {part.name} arrived out of order")
             ends[file] += part.count
         new = self._introduced(refs)
-        content = memoryview(self._decompressor.unpack(chunk.kind, chunk.content, sum(ref < STORED for _, ref in new) * PAGE))
+        content = memoryview(
+            self._decompressor.unpack(chunk.kind, chunk.content, sum(ref < STORED or ref >= CHANGED for _, ref in new) * PAGE)
+        )
         pages = bytearray(len(refs) * PAGE)
         self._rebuild(refs, new, content, memoryview(pages))
         if blake3(pages).digest() != chunk.digest:
@@ -212,8 +265,10 @@ class PageReceiver:
     def _introduced(self, refs: Sequence[int]) -> list[tuple[int, int]]:
         """(place in the chunk, reference) of each page that is new to this migration."""
         new = []
-        count = len(self._file_of)
+        known = count = len(self._file_of)
         for at, ref in enumerate(refs):
+            if CHANGED <= ref < ZERO_REF and ref - CHANGED >= known:
+                raise EmulabError(f"page {ref - CHANGED} that has changed was never sent")
             if ref == count or STORED <= ref < ZERO_REF:
                 new.append((at, ref))
                 count += 1
@@ -230,7 +285,12 @@ class PageReceiver:
             ref, target = refs[start], pages[start * PAGE : (start + count) * PAGE]
             if ref == ZERO_REF:
                 continue
-            if ref >= STORED:
+            if ref >= CHANGED:
+                self._repeat(ref - CHANGED, count, (), pages, target)
+                for page in range(0, count * PAGE, PAGE):
+                    target[page : page + PAGE] = xor(target[page : page + PAGE], content[taken : taken + PAGE])
+                    taken += PAGE
+            elif ref >= STORED:
                 if self._stored is None:
                     raise EmulabError("a page arrived that refers to a store which was never offered")
                 self._stored.read_into(ref - STORED, target)

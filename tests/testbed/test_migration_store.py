@@ -1,4 +1,4 @@
-"""A guest that comes back: what its host kept of it does not cross the wire again."""
+"""What need not cross the wire: pages that a host kept of a guest that comes back, and what has not changed in a page that was sent."""
 
 from __future__ import annotations
 
@@ -68,3 +68,10 @@ def test_stopping_a_guest_forgets_it_everywhere(start):
         wait_until(lambda node=node: "check" in kept(guest.testbed, node))
     guest.testbed.stop_guest("check")
     assert [kept(guest.testbed, node) for node in HOSTS] == [{}] * len(HOSTS)
+
+
+def test_of_a_page_that_was_rewritten_in_part_only_the_difference_crosses(start):
+    guest = start(SPARSE="1", WRITES_PER_S="3000", PAGES="6000")
+    record = guest.move("host2", freeze_budget_s=0.001)
+    assert record["pages_changed"] > 256
+    assert guest.runs_only_here() == "host2"

@@ -22,10 +22,17 @@ import zlib
 PAGE = 4096
 WORKERS = int(os.environ.get("WORKERS", "3"))
 PAGES = int(os.environ.get("PAGES", "3000"))
-WRITES_PER_S = 300
+WRITES_PER_S = int(os.environ.get("WRITES_PER_S", "300"))
+SPARSE = bool(os.environ.get("SPARSE"))  # a write changes eight bytes of a page, not all of it
 
 
 def content(worker, page, version):
+    if SPARSE:
+        return struct.pack(">Q", version) + content_of(worker, page, 0)[8:]
+    return content_of(worker, page, version)
+
+
+def content_of(worker, page, version):
     if "INCOMPRESSIBLE" in os.environ:
         return hashlib.shake_128(struct.pack(">III", worker, page, version)).digest(PAGE)
     return hashlib.blake2b(struct.pack(">III", worker, page, version)).digest() * (PAGE // 64)

@@ -1,0 +1,114 @@
+"""CRIU's page maps: which pages of a task an image folder holds, and where their content is.
+
+An image is two 32-bit magics and then messages, each behind its 32-bit length. ``pagemap-PID.img``: a head with the number of the pages
+file, then one entry per run of pages (criu/images/pagemap.proto).
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+PAGE = 4096
+PARENT, PRESENT = 1, 4
+
+_LENGTH = struct.Struct("<I")
+_MAGICS = 8
+_NO_FLAGS = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Pages [start, end) of one entry; ``offset``: where they lie in the pages file, if they are there."""
+
+    start: int
+    end: int
+    flags: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Pagemap:
+    """The memory of one task in one image folder; ``runs`` in the order of their addresses."""
+
+    pages_file: int
+    runs: list[Run]
+
+    def at(self, address: int) -> Run | None:
+        index = bisect_right(self.runs, address, key=lambda run: run.start) - 1
+        return self.runs[index] if index >= 0 and address < self.runs[index].end else None
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each message of an image begins and ends. Raises ValueError if it is cut off."""
+    at = _MAGICS
+    while at < len(data):
+        if at + _LENGTH.size > len(data):
+            raise ValueError("an image ends within a message")
+        (size,) = _LENGTH.unpack_from(data, at)
+        at += _LENGTH.size
+        if at + size > len(data):
+            raise ValueError("an image ends within a message")
+        yield at, at + size
+        at += size
+
+
+def numbers(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Fields of a message: (field, value, 0) for numbers, (field, begin, end) for what has a length. Raises ValueError."""
+    while at < end:
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value, 0
+        elif kind == 2:
+            size, at = _varint(data, at)
+            yield key >> 3, at, at + size
+            at += size
+        else:
+            raise ValueError(f"an image field of kind {kind}")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    byte = data[at]
+    if byte < 0x80:
+        return byte, at + 1
+    value, shift = byte & 0x7F, 7
+    while True:
+        at += 1
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at + 1
+        shift += 7
+
+
+def parse_pagemap(data: bytes) -> Pagemap:
+    """Raises ValueError or IndexError for what is no pagemap image."""
+    runs: list[Run] = []
+    pages_file, offset, first = 0, 0, True
+    for begin, end in messages(data):
+        if first:
+            pages_file, first = next(value for field, value, _ in numbers(data, begin, end) if field == 1), False
+            continue
+        start = count = 0
+        flags = _NO_FLAGS
+        inherited = False
+        for field, value, _ in numbers(data, begin, end):
+            if field == 1:
+                start = value
+            elif field == 5 or (field == 2 and not count):
+                count = value
+            elif field == 4:
+                flags = value
+            elif field == 3:
+                inherited = bool(value)
+        if flags == _NO_FLAGS:
+            flags = PARENT if inherited else PRESENT
+        size = count * PAGE
+        runs.append(Run(start, start + size, flags, offset))
+        if flags & PRESENT:
+            offset += size
+    return Pagemap(pages_file, runs)
