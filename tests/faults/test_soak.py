@@ -1,0 +1,85 @@
+"""Migrations in a row (``make soak MIGRATIONS=200``): requests never fail, a stream stays whole, and nothing grows on any node."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from emulab.migration.strategies import STRATEGIES
+from emulab.testbed.testbed import HOSTS, PYTHON
+
+pytestmark = [pytest.mark.testbed, pytest.mark.soak]
+
+MIGRATIONS = int(os.environ.get("MIGRATIONS", "200"))
+MIB = 1 << 20
+# What may differ between two moments at rest: memory, and descriptors and threads of conversations that are just ending.
+_SLACK = {"agent memory": 24 * MIB, "node memory": 48 * MIB, "agent descriptors": 4, "agent threads": 4, "processes": 3}
+_PER_MIGRATION = {"agent memory": 64 * 1024, "node memory": 128 * 1024, "agent descriptors": 0.05, "agent threads": 0.05}
+
+
+def state(testbed):
+    """What could grow, by node and kind."""
+    script = (Path(__file__).parent / "node_state.py").read_text()
+    return {node: json.loads(testbed.project.exec_run(node, (PYTHON, "-c", script)).stdout) for node in HOSTS}
+
+
+def grown(samples, *, but=()):
+    """What grew from the first of (migrations so far, state) to the last, beyond its slack and its share per migration."""
+    (before, first), (after, last) = samples[0], samples[-1]
+    return [
+        f"{kind} of {node}: {[sample[node][kind] for _, sample in samples]}"
+        for node, kind in itertools.product(HOSTS, first[HOSTS[0]])
+        if kind not in but
+        and last[node][kind] - first[node][kind] > max(_SLACK.get(kind, 0), _PER_MIGRATION.get(kind, 0) * (after - before))
+    ]
+
+
+def round_trips(guest, migrations, every):
+    """Around the five hosts, each strategy in its turn; returns samples taken every ``every`` migrations, which end where they began."""
+    hosts = itertools.cycle([*HOSTS[1:], HOSTS[0]])
+    strategies = itertools.cycle(STRATEGIES)
+    samples = []
+    for number in range(1, migrations + 1):
+        record = guest.move(next(hosts), strategy=next(strategies))
+        assert record["outcome"] == "committed", record
+        if number % every == 0:
+            guest.check()
+            samples.append((number, state(guest.testbed)))
+    return samples
+
+
+@pytest.mark.timeout(300)
+def test_ten_migrations_in_a_row_leave_nothing(start):
+    guest = start()
+    with guest.under_requests() as requests:
+        samples = round_trips(guest, 10, every=5)
+    assert requests["requests"] > 500
+    assert grown(samples, but=("agent memory", "node memory")) == []  # ten are too few to tell a leak from warming up
+    assert guest.runs_only_here() == "host1"
+
+
+@pytest.mark.timeout(120 + 60 * MIGRATIONS)
+def test_many_migrations_in_a_row_leave_nothing(start):
+    guest = start()
+    with guest.under_requests() as requests:
+        samples = round_trips(guest, MIGRATIONS, every=10)
+    assert requests["requests"] > 50 * MIGRATIONS
+    warmed_up = samples[min(2, len(samples) - 1) :]
+    assert grown(warmed_up) == []
+    assert guest.runs_only_here() == "host1"
+
+
+@pytest.mark.parametrize("moves", [5, 20])
+@pytest.mark.timeout(1200)
+def test_no_byte_of_a_long_stream_is_lost_doubled_or_out_of_order(start, moves):
+    """Blocks leave every millisecond whether or not the guest stands still, so that many are on their way at every freeze."""
+    guest = start()
+    with guest.a_client("stream.py") as stream:
+        round_trips(guest, moves, every=5)
+    assert stream["error"] == ""
+    assert stream["answered"] == stream["sent"] > 200 * moves
+    assert stream["most_in_flight"] > 20
