@@ -31,7 +31,12 @@ def waits(process):
     try:
         gate = [word for word in (process / "environ").read_bytes().split(b"\\0") if word.startswith(b"EMULAB_SHIM_GATE=")]
         call = (process / "syscall").read_text().split()
-        return bool(gate) and call[:2] == ["0", hex(int(gate[0].split(b"=")[1]))]
+        if not gate:
+            return False
+        if call[:2] != ["0", hex(int(gate[0].split(b"=")[1]))]:
+            time.sleep(0.03)  # it may not have come to its gate yet
+            call = (process / "syscall").read_text().split()
+        return call[:2] == ["0", hex(int(gate[0].split(b"=")[1]))]
     except (OSError, ValueError):
         return False
 

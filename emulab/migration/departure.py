@@ -213,6 +213,8 @@ class Departure:
         self.dump.begin()
         self.stream = FolderSender(self.peer, images, self.sender)
         self.dump.wait_until_dumped(self.left(), meanwhile=self.stream.poll, check=self.control.check)
+        # CRIU has thawed the cgroup and holds the tasks by ptrace alone: should it die after the commit, they must not run.
+        self.guest.cgroup.freeze()
         dumped = self.timeline.mark("migration.dump", "end")
         self.report.phases["dump"] = dumped - started
         self.timeline.mark("migration.transfer", "begin", at=dumped)
@@ -263,7 +265,7 @@ class Departure:
     def _end_original(self) -> None:
         assert self.dump is not None
         journal.record(self.key, "released", role="source", vm=self.guest.spec.name)
-        self.dump.verdict(commit=True)
+        self.dump.end()  # the frozen tree ends with its cgroup: at no moment can it run
         self.frozen = False
         if self.tracker:
             self.tracker.close()

@@ -18,7 +18,7 @@ from emulab.migration.pages import PAGE
 
 
 class FinalDump:
-    """``criu dump`` of a frozen guest, held at ``post-dump`` until the verdict: yes ends the tree, no resumes it.
+    """``criu dump`` of a frozen guest, held at ``post-dump``: ``refuse`` lets CRIU undo it all, ``end`` ends CRIU alone.
 
     Made before the freeze; ``begin`` lets it work.
     """
@@ -27,7 +27,6 @@ class FinalDump:
         self._images = images
         self._dumped = threading.Event()
         self._decided = threading.Event()
-        self._commit = False
         self._hooks = HookServer(socket_path)
         self._hooks.on("post-dump", self._at_post_dump)
         try:
@@ -44,7 +43,7 @@ class FinalDump:
         del pid
         self._dumped.set()
         self._decided.wait()
-        return self._commit
+        return False
 
     def wait_until_dumped(self, timeout_s: float, meanwhile: Callable[[], None], check: Callable[[], None]) -> None:
         """``meanwhile`` is called again and again to make use of the time; ``check`` may raise to give up."""
@@ -57,9 +56,8 @@ class FinalDump:
             if clock.now() > end:
                 raise EmulabError(f"CRIU dump took longer than {timeout_s:.1f} s")
 
-    def verdict(self, *, commit: bool) -> None:
-        """Answer the hook and wait for CRIU to act on it. Without a hook waiting, CRIU is ended and the tree goes on."""
-        self._commit = commit
+    def refuse(self) -> None:
+        """Answer no and wait until CRIU has let go of the tasks. Without a hook waiting, CRIU is ended and the tree goes on."""
         self._decided.set()
         self._standby.close()
         try:
@@ -69,7 +67,7 @@ class FinalDump:
             self._process.wait()
 
     def end(self) -> None:
-        """End CRIU without a verdict: the tree stays as it is, and must be kept from running by its cgroup."""
+        """End CRIU without an answer: the tree stays as it is, and must be kept from running by its cgroup."""
         self._process.kill()
         self._process.wait()
         self._decided.set()

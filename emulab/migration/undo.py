@@ -35,7 +35,7 @@ def abort(leaving: Departure, error: BaseException) -> None:
     if not in_doubt:
         _resume_here(leaving)
     elif leaving.dump:
-        leaving.dump.verdict(commit=False)  # CRIU lets go of the tasks; their control group stays frozen
+        leaving.dump.refuse()  # CRIU lets go of the tasks; their control group stays frozen
     journal.record(leaving.key, "in-doubt" if in_doubt else "aborted", role="source", vm=leaving.guest.spec.name, reason=message)
     leaving.timeline.mark("migration.abort", reason=message)
     leaving.finish("aborted", message)
@@ -58,7 +58,7 @@ def _resume_here(leaving: Departure) -> None:
         with contextlib.suppress(PeerError):
             leaving.reached.send("abort")
     if leaving.dump:
-        leaving.dump.verdict(commit=False)
+        leaving.dump.refuse()
     if leaving.frozen:
         freeze.let_run(leaving)
     else:

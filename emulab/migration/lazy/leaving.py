@@ -50,14 +50,11 @@ def _anonymous_bytes(pid: int) -> int:
 
 
 def hand_over(leaving: Departure) -> None:
-    """After the commit: the frozen tree is only memory now, and the server's own. CRIU has thawed its cgroup and holds the tasks by ptrace,
-    so it may go only after the cgroup is frozen again.
-    """
+    """After the commit: the frozen tree is only memory now, and the server's own."""
     assert leaving.pages is not None
     assert leaving.dump is not None
     leaving.pages.keep()
     leaving.guests.forget(leaving.guest.spec.name)
-    leaving.guest.cgroup.freeze()
     leaving.dump.end()
     link.unplug(leaving.guest.spec.port, leaving.runner)
     if leaving.tracker:
