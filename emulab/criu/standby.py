@@ -54,7 +54,7 @@ class Standby:
                 raise BrokenPipeError
             os.write(self._go, b"g")
         except OSError as error:
-            raise EmulabError(f"CRIU ended before it was to begin (code {self.process.wait()})") from error
+            raise EmulabError(f"CRIU ended before it was to begin (code {self.process.poll()})") from error
         self._shut()
         return self.process
 
