@@ -15,14 +15,14 @@ import json, os, pathlib, sys, time
 moment, victim, delay = json.loads(sys.argv[1])
 journal = pathlib.Path("/var/lib/emulab/guests/journal.ndjson")
 
-def running(words):
+def running(words, at_work=True):
     words = [word.encode() for word in words]
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
             found = path.read_bytes().split(b"\\0")
         except OSError:
             continue
-        if found[words[0][:1] == b"-" :][: len(words)] == words and not waits(path.parent):
+        if found[words[0][:1] == b"-" :][: len(words)] == words and not (at_work and waits(path.parent)):
             return int(path.parent.name)
     return 0
 
@@ -51,7 +51,7 @@ if kind == "order" and not sys.stdin.readline():
 while kind == "program" and not running(wanted) or kind == "journal" and wanted[0].encode() not in recorded()[before:]:
     time.sleep(0.0003)
 end = time.monotonic() + 20
-while not (pid := running(victim)) and time.monotonic() < end:
+while not (pid := running(victim, at_work=delay > 0)) and time.monotonic() < end:
     time.sleep(0.0003)
 if pid:
     time.sleep(delay)
@@ -67,7 +67,8 @@ class Kill:
     """Ends the first process of a node whose command line begins with ``victim``.
 
     ``moment``: ("now",), ("order",) for a call of ``order``, ("program", word, …) for the start of a program, ("journal", text) for a line
-    of the journal. A victim that does not run yet is waited for; it lives ``delay_s`` longer.
+    of the journal. A victim that does not run yet is waited for; it lives ``delay_s`` longer, counted from when it is at work: a CRIU is
+    started before its time.
     """
 
     def __init__(self, testbed, node, victim, *, moment=("now",), delay_s=0.0):

@@ -212,7 +212,11 @@ class Departure:
         images = self.folder / FINAL
         self.dump.begin()
         self.stream = FolderSender(self.peer, images, self.sender)
-        self.dump.wait_until_dumped(self.left(), meanwhile=self.stream.poll, check=self.control.check)
+        try:
+            self.dump.wait_until_dumped(self.left(), meanwhile=self.stream.poll, check=self.control.check)
+        except BaseException:
+            self.guest.cgroup.freeze()  # a CRIU that died has let the tasks run, with their connections half taken apart
+            raise
         # CRIU has thawed the cgroup and holds the tasks by ptrace alone: should it die after the commit, they must not run.
         self.guest.cgroup.freeze()
         dumped = self.timeline.mark("migration.dump", "end")

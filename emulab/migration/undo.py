@@ -11,6 +11,7 @@ from emulab.migration import freeze, journal
 from emulab.migration.channel import PeerError
 from emulab.migration.commit import InDoubtError
 from emulab.migration.model import AbortedError
+from emulab.migration.repair import end_repair
 
 if TYPE_CHECKING:
     from emulab.migration.departure import Departure
@@ -60,6 +61,7 @@ def _resume_here(leaving: Departure) -> None:
     if leaving.dump:
         leaving.dump.refuse()
     if leaving.frozen:
+        end_repair(leaving.guest.cgroup.pids())  # of a CRIU that died at its work
         freeze.let_run(leaving)
     else:
         leaving.guest.cgroup.set_quota(leaving.guest.spec.vcpus)

@@ -22,6 +22,7 @@ from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal
 from emulab.migration.destination import IMAGES
 from emulab.migration.lazy import handover
+from emulab.migration.repair import end_repair
 from emulab.node.guest import Guest, Guests
 
 log = logging.getLogger("emulab.recovery")
@@ -69,6 +70,7 @@ def _bring_to_rest(guests: Guests, name: str, entry: dict[str, Any]) -> list[Dou
         log.info("guest %s runs elsewhere", name)
         guests.discard(guest)
     elif guest.alive():
+        end_repair(guest.cgroup.pids())
         guestnet.let_run(guest)
     else:
         log.info("guest %s ended with the agent before", name)

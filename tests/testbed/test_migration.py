@@ -164,7 +164,7 @@ def test_criu_dies_at_the_final_dump(moving, start, strategy):
 def test_criu_dies_at_the_restore(moving, start):
     guest = start()
     with guest.under_requests():
-        with Kill(moving, "host2", ("criu", "restore")) as kill:
+        with Kill(moving, "host2", ("criu", "restore"), delay_s=0.02) as kill:
             error = aborted(guest, "host2")
             assert kill.happened()
         assert "check runs on host1" in error.message
