@@ -17,7 +17,7 @@ LIMIT = 256 * MB
 
 # Either end runs in a process of its own, as on two nodes, and tells its largest resident size.
 _END = """
-import json, resource, socket, sys
+import json, socket, sys
 from pathlib import Path
 from emulab.migration.channel import Peer
 from emulab.migration.images import FolderReceiver, send_folder
@@ -34,7 +34,8 @@ else:
     while not receiver.handle(peer.receive(None)):
         pass
     peer.send("ok")
-print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+status = Path("/proc/self/status").read_text()  # rusage would count what the parent had when it forked
+print(json.dumps({"peak": int(status.split("VmHWM:")[1].split()[0]) * 1024}))
 """
 
 
