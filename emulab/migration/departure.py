@@ -16,6 +16,7 @@ from emulab.criu import commands
 from emulab.criu.tracker import DirtyTracker
 from emulab.errors import EmulabError
 from emulab.migration import commit, freeze, journal, store, undo
+from emulab.migration.affinity import OneCpu
 from emulab.migration.channel import Peer
 from emulab.migration.control import Control
 from emulab.migration.destination import FINAL, IMAGES
@@ -89,6 +90,7 @@ class Departure:
         self.layer = LayerSender(guest.rootfs.upper)
         self.tracker: DirtyTracker | None = None
         self.dump: FinalDump | None = None
+        self.one_cpu: OneCpu | None = None
         self.pages: ServerProcess | None = None  # post-copy: serves the frozen guest's memory
         self.late_distinct = self.late_zero = 0  # pages that it served
         self.chain: list[Path] = []  # image folders, the oldest first: each one's parent is the one before
@@ -210,6 +212,7 @@ class Departure:
         before = self.peer.bytes_out
         assert self.dump is not None
         images = self.folder / FINAL
+        self.one_cpu = OneCpu(self.guest.cgroup.pids(), self.dump.pid, self.key)
         self.dump.begin()
         self.stream = FolderSender(self.peer, images, self.sender)
         try:

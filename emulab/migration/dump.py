@@ -36,6 +36,11 @@ class FinalDump:
             raise
         self._process = self._standby.process
 
+    @property
+    def pid(self) -> int:
+        """CRIU's process number."""
+        return self._process.pid
+
     def begin(self) -> None:
         self._standby.go()
 

@@ -60,6 +60,8 @@ def _resume_here(leaving: Departure) -> None:
             leaving.reached.send("abort")
     if leaving.dump:
         leaving.dump.refuse()
+    if leaving.one_cpu:
+        leaving.one_cpu.release()
     if leaving.frozen:
         end_repair(leaving.guest.cgroup.pids())  # of a CRIU that died at its work
         freeze.let_run(leaving)

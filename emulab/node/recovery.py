@@ -20,6 +20,7 @@ import psutil
 from emulab import clock
 from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal
+from emulab.migration.affinity import release_all
 from emulab.migration.destination import IMAGES
 from emulab.migration.lazy import handover
 from emulab.migration.repair import end_repair
@@ -70,6 +71,8 @@ def _bring_to_rest(guests: Guests, name: str, entry: dict[str, Any]) -> list[Dou
         log.info("guest %s runs elsewhere", name)
         guests.discard(guest)
     elif guest.alive():
+        if left:
+            release_all(guest.cgroup.pids())
         end_repair(guest.cgroup.pids())
         guestnet.let_run(guest)
     else:

@@ -39,7 +39,7 @@ class ModelGuest:
 
     @property
     def cgroup(self):
-        return SimpleNamespace(frozen=lambda: self.world.tasks[self.side] == "frozen", set_quota=lambda _: None)
+        return SimpleNamespace(pids=list, frozen=lambda: self.world.tasks[self.side] == "frozen", set_quota=lambda _: None)
 
     def alive(self):
         return self.world.tasks[self.side] in ("frozen", "running")

@@ -208,6 +208,10 @@ static void *work(void *unused)
 	/* CRIU enters mount namespaces, which the kernel allows only to a thread that shares its filesystem state with none. */
 	if (syscall(SYS_unshare, CLONE_FS))
 		return NULL;
+	/* CRIU shares a CPU with the tasks it talks to; this thread is to have another. */
+	cpu_set_t any;
+	memset(&any, 0xff, sizeof any);
+	sched_setaffinity(0, sizeof any, &any);
 	for (int i = 0; i < slot_count && !stop; i++) {
 		while (prepared - consumed >= AHEAD && !stop)
 			usleep(200);
