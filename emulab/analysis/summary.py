@@ -248,7 +248,7 @@ def _migration(analysis: Analysis, item: Affected) -> model.Migration:
     operations = run.operations
     failed = operations[(operations["outcome"] == "error") & (operations["start_s"] < item.interval.end_s)]
     rounds = [_round(entry, item, counted, origin) for entry in migration.rounds]
-    predictions = [entry.predicted_blackout_s for entry in rounds if entry.kind != "final" and entry.predicted_blackout_s is not None]
+    predictions = [entry.predicted_blackout_s for entry in rounds if entry.kind == "pre-dump" and entry.predicted_blackout_s is not None]
     return model.Migration(
         id=migration.id,
         vm=migration.vm,

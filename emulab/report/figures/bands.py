@@ -26,7 +26,8 @@ def bands(run: Run, migrations: Sequence[Migration], *, zero_s: float, detailed:
         rounds = [item for item in migration.rounds if item.get("kind") != "final" and _known(item.get("start_s"), item.get("duration_s"))]
         for i, item in enumerate(rounds):
             start = float(item["start_s"]) - zero_s
-            label = f"round {item.get('n', i + 1)}" if detailed else str(item.get("n", i + 1))
+            after = item.get("kind") == "post-copy"
+            label = "pages follow" if after else f"round {item.get('n', i + 1)}" if detailed else str(item.get("n", i + 1))
             found.append(Band(start, start + float(item["duration_s"]), "round-even" if i % 2 else "round-odd", label))
         if not _known(migration.freeze_s, migration.resume_s):
             continue

@@ -24,10 +24,10 @@ def rounds(analysis: Analysis, migration: dict[str, Any]) -> Figure | None:
     rows = migration["rounds"]
     if not rows:
         return None
-    names = ["final" if row["kind"] == "final" else str(row["n"]) for row in rows]
+    names = [str(row["n"]) if row["kind"] == "pre-dump" else row["kind"] for row in rows]
     blackout = migration["blackout_s"]
     predicted = _column(rows, "predicted_blackout_s")
-    predicted[[row["kind"] == "final" for row in rows]] = math.nan
+    predicted[[row["kind"] != "pre-dump" for row in rows]] = math.nan
     limits = []
     if blackout is not None:
         limits.append(Limit(blackout, f"actual {duration(blackout)}", "resume", side="left"))
