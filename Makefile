@@ -31,7 +31,7 @@ test: bootstrap-dev ## everything that CI runs: lint, types and all tests
 
 soak: bootstrap-dev ## the long tests: every fault at every phase of every strategy, MIGRATIONS=200 in a row (hours)
 	@$(EMULAB) doctor --fix --tests
-	@$(if $(MIGRATIONS),MIGRATIONS='$(MIGRATIONS)') $(PY) pytest -m soak tests/faults
+	@$(if $(MIGRATIONS),MIGRATIONS='$(MIGRATIONS)') $(PY) pytest -m soak
 
 test-kernel: bootstrap-dev ## migration tests on a stock kernel in an emulated machine; ARGS= for pytest; REMOVE=1 deletes its 3 GB
 	@$(VENV)/bin/python tests/kernel/machine.py $(if $(REMOVE),remove,test $(ARGS))

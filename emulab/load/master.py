@@ -75,6 +75,20 @@ def timetable(config: LoadConfig, out: Path, *, emit: Emit) -> int:
     return 0
 
 
+def _await_page(bind: str, port: int, timeout_s: float = 30.0) -> None:
+    """Locust starts its server in the background. Raises LoadError if nobody answers there."""
+    end = clock.now() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1" if bind == "0.0.0.0" else bind, port), timeout=1.0).close()
+        except OSError as error:
+            if clock.now() > end:
+                raise LoadError(f"the web page on {bind}:{port} does not come up: {error}") from None
+            gevent.sleep(0.02)
+        else:
+            return
+
+
 def interactive(config: LoadConfig, out: Path, *, bind: str, port: int, emit: Emit) -> int:
     """Serve Locust's web page until stopped from outside. Users and their spawn rate are chosen there."""
     with socket.socket() as attempt:
@@ -93,6 +107,7 @@ def interactive(config: LoadConfig, out: Path, *, bind: str, port: int, emit: Em
             if run.await_workers():
                 page = run.environment.create_web_ui(host=bind, port=port)
                 gevent.spawn(locust.stats.stats_history, run.runner)
+                _await_page(bind, port)
                 emit({"mono_s": clock.now(), "wall": clock.wall(), "name": "load.ui", "kind": "begin", "bind": bind, "port": port})
                 run.wait_until(float("inf"))
         finally:

@@ -192,7 +192,14 @@ def test_it_is_listed_once_and_can_neither_be_stopped_nor_moved_before_its_memor
 
 @pytest.mark.usefixtures("slow_link")
 @pytest.mark.parametrize("strategy", LAZY)
-@pytest.mark.parametrize("killed", [("host1",), ("host2",), ("host1", "host2")], ids=["source", "destination", "both"])
+@pytest.mark.parametrize(
+    "killed",
+    [
+        pytest.param(("host1",), id="source", marks=pytest.mark.soak),
+        pytest.param(("host2",), id="destination", marks=pytest.mark.soak),
+        pytest.param(("host1", "host2"), id="both"),
+    ],
+)
 def test_agents_are_killed_while_memory_is_missing(moving, start, killed, strategy):
     guest = start(**BIG)
     with guest.under_requests() as requests:
@@ -291,7 +298,7 @@ def test_a_guest_that_would_not_fit_is_refused(moving, start):
         "import os, time; x = bytearray(os.urandom(1) * (40 << 20)); [os.fork() for _ in range(2)];"
         " open('/run/hog', 'w').close(); time.sleep(10000)"
     )
-    moving.exec_in_guest("check", ("sh", "-c", 'python3 -c "$0" </dev/null >/dev/null 2>&1 & true', shared))
+    moving.exec_in_guest("check", ("sh", "-c", 'setsid python3 -c "$0" </dev/null >/dev/null 2>&1 & true', shared))
     wait_until(lambda: moving.project.exec_run("host1", moving.enter_argv("check", ("test", "-e", "/run/hog"))[1]).ok)
     with pytest.raises(RemoteError, match="share no pages"):
         guest.move("host2", strategy="post-copy")
