@@ -1,4 +1,4 @@
-"""Migrations in a row (a few always, ``make soak MIGRATIONS=200``): requests never fail, a stream stays whole, and nothing grows on any node."""
+"""Migrations in a row (a few always, ``make soak MIGRATIONS=200``): no request fails, a stream stays whole, nothing grows on any node."""
 
 from __future__ import annotations
 
