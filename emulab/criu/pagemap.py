@@ -85,6 +85,25 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
 
 
+def entry(data: bytes, begin: int, end: int) -> tuple[int, int, int]:
+    """(address, pages, flags) of one run of pages. Older images tell only whether the pages are in the parent."""
+    start = count = 0
+    flags = _NO_FLAGS
+    inherited = False
+    for field, value, _ in numbers(data, begin, end):
+        if field == 1:
+            start = value
+        elif field == 5 or (field == 2 and not count):
+            count = value
+        elif field == 4:
+            flags = value
+        elif field == 3:
+            inherited = bool(value)
+    if flags == _NO_FLAGS:
+        flags = PARENT if inherited else PRESENT
+    return start, count, flags
+
+
 def parse_pagemap(data: bytes) -> Pagemap:
     """Raises ValueError or IndexError for what is no pagemap image."""
     runs: list[Run] = []
@@ -93,20 +112,7 @@ def parse_pagemap(data: bytes) -> Pagemap:
         if first:
             pages_file, first = next(value for field, value, _ in numbers(data, begin, end) if field == 1), False
             continue
-        start = count = 0
-        flags = _NO_FLAGS
-        inherited = False
-        for field, value, _ in numbers(data, begin, end):
-            if field == 1:
-                start = value
-            elif field == 5 or (field == 2 and not count):
-                count = value
-            elif field == 4:
-                flags = value
-            elif field == 3:
-                inherited = bool(value)
-        if flags == _NO_FLAGS:
-            flags = PARENT if inherited else PRESENT
+        start, count, flags = entry(data, begin, end)
         size = count * PAGE
         runs.append(Run(start, start + size, flags, offset))
         if flags & PRESENT:

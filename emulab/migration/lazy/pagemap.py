@@ -1,23 +1,18 @@
 """CRIU's images of a task's memory, as far as post-copy reads them: which pages there are and where their content is.
 
-An image is two 32-bit magics and then messages, each behind its 32-bit length. ``pagemap-PID.img``: a head with the number of the pages
-file, then one entry per run of pages (criu/images/pagemap.proto). ``mm-PID.img``: one message with the mappings (mm.proto, vma.proto).
+``pagemap-PID.img`` is read as ``emulab.criu.pagemap`` does; ``mm-PID.img`` is one message with the mappings (mm.proto, vma.proto).
 """
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = 4096
-PARENT, LAZY, PRESENT = 1, 2, 4
+from emulab.criu.pagemap import PAGE, PARENT, PRESENT, entry, messages, numbers
 
-_LENGTH = struct.Struct("<I")
-_MAGICS = 8
-_NO_FLAGS = -1
+LAZY = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,70 +29,13 @@ class Run:
         return self.flags & (LAZY | PRESENT | PARENT) == LAZY
 
 
-def messages(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each message of an image begins and ends. Raises ValueError if it is cut off."""
-    at = _MAGICS
-    while at < len(data):
-        if at + _LENGTH.size > len(data):
-            raise ValueError("an image ends within a message")
-        (size,) = _LENGTH.unpack_from(data, at)
-        at += _LENGTH.size
-        if at + size > len(data):
-            raise ValueError("an image ends within a message")
-        yield at, at + size
-        at += size
-
-
-def numbers(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Fields of a message: (field, value, 0) for numbers, (field, begin, end) for what has a length. Raises ValueError."""
-    while at < end:
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield key >> 3, value, 0
-        elif kind == 2:
-            size, at = _varint(data, at)
-            yield key >> 3, at, at + size
-            at += size
-        else:
-            raise ValueError(f"an image field of kind {kind}")
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    byte = data[at]
-    if byte < 0x80:
-        return byte, at + 1
-    value, shift = byte & 0x7F, 7
-    while True:
-        at += 1
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at + 1
-        shift += 7
-
-
 def parse_pagemap(data: bytes) -> list[Run]:
     """What is known of each page, in the order of addresses. Raises ValueError or IndexError for what is no pagemap image."""
     runs: list[Run] = []
     entries = messages(data)
     next(entries, None)  # the head
     for begin, end in entries:
-        start = count = 0
-        flags = _NO_FLAGS
-        inherited = False
-        for field, value, _ in numbers(data, begin, end):
-            if field == 1:
-                start = value
-            elif field == 5 or (field == 2 and not count):
-                count = value
-            elif field == 4:
-                flags = value
-            elif field == 3:
-                inherited = bool(value)
-        if flags == _NO_FLAGS:
-            flags = PARENT if inherited else PRESENT
+        start, count, flags = entry(data, begin, end)
         runs.append(Run(start, start + count * PAGE, flags))
     return runs
 
