@@ -61,6 +61,7 @@ class Interface:
     addresses: tuple[str, ...]
     port_state: str | None
     ipv6_addresses_on: bool  # it gives itself a link-local IPv6 address (and sends frames to announce it)
+    arp_on: bool
 
 
 def parse_interfaces(links_json: str, addresses_json: str) -> dict[str, Interface]:
@@ -79,6 +80,7 @@ def _interface(item: Mapping[str, Any], addresses: Sequence[Mapping[str, Any]]) 
         addresses=tuple(f"{a['local']}/{a['prefixlen']}" for a in addresses if a.get("family") == "inet"),
         port_state=item.get("linkinfo", {}).get("info_slave_data", {}).get("state"),
         ipv6_addresses_on=item.get("inet6_addr_gen_mode", "none") != "none",
+        arp_on="NOARP" not in item["flags"],
     )
 
 
@@ -110,7 +112,7 @@ def build_commands(interfaces: Mapping[str, Interface], routes_json: str = "[]",
     port = interfaces.get(uplink)
     if port is None:
         raise EmulabError(f"this node has no interface {uplink}", hint="is the node attached to the emulated LAN?")
-    none = Interface("", "", 0, up=False, master=None, addresses=(), port_state=None, ipv6_addresses_on=port.ipv6_addresses_on)
+    none = Interface("", "", 0, up=False, master=None, addresses=(), port_state=None, ipv6_addresses_on=port.ipv6_addresses_on, arp_on=True)
     inner, outer, up0, up1 = (interfaces.get(name, none) for name in (BRIDGE, OUTER_BRIDGE, OUTER_PORT, INNER_PORT))
     if not port.addresses and not inner.addresses:
         raise EmulabError(f"{uplink} has no IPv4 address to move to {BRIDGE}", hint="is the node attached to the emulated LAN?")
@@ -128,6 +130,10 @@ def build_commands(interfaces: Mapping[str, Interface], routes_json: str = "[]",
         for name, interface in ((BRIDGE, inner), (OUTER_BRIDGE, outer), (OUTER_PORT, up0), (INNER_PORT, up1), (uplink, port))
         if interface.ipv6_addresses_on
     ]
+    # A host answers ARP requests for any address of its own on every interface: br-up, which sees the request first, would answer with its
+    # own MAC beside br0's. Whoever keeps that answer sends past br0, into nothing, until its entry has aged (some 10 s).
+    if outer.arp_on:
+        commands.append(("ip", "link", "set", "dev", OUTER_BRIDGE, "arp", "off"))
     if up0.master != OUTER_BRIDGE:
         commands.append(("ip", "link", "set", "dev", OUTER_PORT, "master", OUTER_BRIDGE))
     if up1.master != BRIDGE:

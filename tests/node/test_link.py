@@ -154,6 +154,33 @@ def test_no_part_of_the_link_speaks_ipv6(shaped: Lan) -> None:
     assert shaped.nodes[0].runner.run(("ip", "-6", "-o", "addr", "show", "scope", "link")).stdout == ""
 
 
+# Prints the MACs that say they have an address.
+WHO_HAS = """
+import socket, sys, time
+wanted, own = (socket.inet_aton(address) for address in sys.argv[1:])
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)) as wire:
+    wire.bind(("br0", 0x0806))
+    mac = wire.getsockname()[4]
+    wire.send(b"\\xff" * 6 + mac + bytes.fromhex("0806 0001 0800 06 04 0001") + mac + own + bytes(6) + wanted)
+    wire.settimeout(0.05)
+    heard, end = set(), time.monotonic() + 0.5
+    while time.monotonic() < end:
+        try:
+            frame = wire.recv(64)
+        except TimeoutError:
+            continue
+        if frame[20:22] == b"\\0\\2" and frame[28:32] == wanted:
+            heard.add(frame[22:28].hex(":"))
+print(*sorted(heard))
+"""
+
+
+def test_only_br0_says_that_it_has_the_nodes_address(shaped: Lan) -> None:
+    node, other = shaped.nodes
+    heard = other.runner.run((PYTHON, "-c", WHO_HAS, *shaped.addresses)).stdout.split()
+    assert heard == [Link(node.runner).show().mac]
+
+
 def test_nodes_reach_each_other_at_once(shaped: Lan) -> None:
     assert reaches(shaped.nodes[0], shaped.addresses[1])
     assert reaches(shaped.nodes[1], shaped.addresses[0])

@@ -120,6 +120,7 @@ def test_building_a_link_from_the_bare_interface() -> None:
         f"ip link add name br0 address 02:42:c6:12:00:0b mtu 1500 {options}",
         f"ip link add name br-up mtu 1500 {options}",
         "ip link add name up0 mtu 1500 type veth peer name up1 mtu 1500",
+        "ip link set dev br-up arp off",
         "ip link set dev up0 master br-up",
         "ip link set dev up1 master br0",
         "ip link set dev up0 up",
@@ -143,7 +144,7 @@ def test_ports_get_no_ipv6_addresses_where_the_kernel_has_ipv6() -> None:
 BUILT = [
     interface("eth0", address="06:42:c6:12:00:0b", master="br-up"),
     interface("br0", addr_info=[ADDRESS]),
-    interface("br-up"),
+    interface("br-up", flags=["BROADCAST", "NOARP", "UP"]),
     interface("up0", master="br-up"),
     interface("up1", master="br0"),
 ]
