@@ -56,6 +56,7 @@ def enter_namespace(port: str, mac: str, pid: int, address: str, prefix: int, kn
     neighbours = [(ip, hardware) for ip, hardware in known]
     with Netlink() as netlink:
         netlink.pair(port, pid=pid, name=GUEST_DEVICE, mac=mac)
+        netlink.up(port)  # first: a card that comes up without a carrier forgets its neighbours when the kernel notices, up to 1 s later
     inside(Path(f"/proc/{pid}/ns/net"), lambda: set_up_guest(GUEST_DEVICE, address, prefix, neighbours))
 
 

@@ -67,6 +67,13 @@ def test_the_card_moves_into_the_guests_namespace_ready_to_answer_at_once(node, 
     assert ports.strip() == "0"
 
 
+def test_the_guest_still_knows_its_neighbours_when_the_kernel_has_noticed_its_new_card(node, guest):
+    """Links that change are looked at once a second; a guest may stay apart from the bridge that long."""
+    inside(node, lambda: guestnet.enter_namespace(PORT, MAC, guest, "198.18.0.100", 24, [("198.18.0.10", "02:42:c6:12:00:0a")]))
+    time.sleep(2.5)
+    assert [entry["dst"] for entry in ask(f"/proc/{guest}/ns/net", "ip", "-j", "neigh", "show", "dev", "eth0")] == ["198.18.0.10"]
+
+
 def test_the_port_joins_the_bridge_which_knows_the_guest_behind_it(node, guest):
     inside(node, lambda: guestnet.enter_namespace(PORT, MAC, guest, "198.18.0.100", 24, []))
     inside(node, lambda: guestnet.attach(PORT, MAC))
