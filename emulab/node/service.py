@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import platform
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import emulab
-from emulab import clock
 from emulab.command import Runner
 from emulab.criu import tracker
 from emulab.errors import EmulabError, UsageError
-from emulab.migration import journal, store
-from emulab.migration.channel import Incoming, Listener, Peer, PeerError, connect
-from emulab.migration.control import Control
-from emulab.migration.departure import Departure
-from emulab.migration.destination import Arrival
-from emulab.migration.images import check_file_name
-from emulab.migration.lazy import handover
-from emulab.migration.model import AbortedError, Options, Report, Timeline
-from emulab.migration.plan import make_plan
-from emulab.migration.predict import Machine
-from emulab.migration.preflight import refuse_unmovable
+from emulab.migration.channel import Listener
+from emulab.migration.model import Options
 from emulab.node import cgroup
-from emulab.node.doubts import Doubts
 from emulab.node.guest import Guests, GuestSpec
 from emulab.node.link import Link
+from emulab.node.moves import Call, Claims, Lan, Moves
 from emulab.node.processes import run_streamed
 from emulab.node.recovery import recover
 from emulab.node.sampler import GuestTarget, Sampler
 
-log = logging.getLogger("emulab.agent")
-
 CONFIGURATION = Path("/run/emulab-agent.json")
-
-
-class Call(Protocol):
-    """The request being served, as the agent hands it in."""
-
-    def emit(self, event: dict[str, Any]) -> None: ...
-
-    def gone(self) -> bool: ...
 
 
 class Service:
@@ -56,17 +33,13 @@ class Service:
         self.node = node
         self.runner = Runner()
         self.guests = Guests(self.runner)
-        self._peers: dict[str, str] = {}
-        self._secret = b""
-        self._rate_bit_s = 0
+        self._lan = Lan()
         self._listener: Listener | None = None
         self._link: Link | None = None
         self._sampler: Sampler | None = None
         self._lock = threading.Lock()
-        self._busy: set[str] = set()  # guests that are being started, stopped or moved
-        self._moving: dict[str, Control] = {}
-        self._doubts = Doubts(self.guests, self._ask, self._claim)
-        self._machine = Machine()
+        self._claims = Claims()
+        self._moves = Moves(node, self._lan, self.guests, self.runner, self._claims)
         self._methods: dict[str, Callable[..., Any]] = {
             "ping": self.ping,
             "node.configure": self.configure,
@@ -115,43 +88,11 @@ class Service:
             return
         doubts = recover(self.guests)
         self._configure(**known)
-        for doubt in doubts:
-            self._doubts.settle(doubt)
-        self._find_post_copies({str(doubt.entry["migration"]) for doubt in doubts})
-
-    def _find_post_copies(self, in_doubt: set[str]) -> None:
-        """Those of an agent before this one go on by themselves; a guest can be neither moved nor stopped until its own has ended."""
-        for state in handover.left_behind("out"):
-            if self.guests.find(str(state["guest"])) is None:
-                self._meanwhile_busy(state, lambda state=state: handover.serve_on(state, self.guests))  # type: ignore[misc]
-            elif state["key"] not in in_doubt:  # it was before the commit, and its server has ended with that agent
-                handover.forget("out", state)
-        for state in handover.left_behind("in"):
-            self._meanwhile_busy(state, lambda state=state: handover.await_arrival(state))  # type: ignore[misc]
-
-    def _meanwhile_busy(self, state: dict[str, Any], wait: Callable[[], None]) -> None:
-        claim = self._claim(str(state["guest"]))
-        claim.__enter__()
-
-        def run() -> None:
-            try:
-                wait()
-            finally:
-                claim.__exit__()
-
-        threading.Thread(target=run, name="recovery", daemon=True).start()
-
-    def _ask(self, node: str, key: str) -> str:
-        """What became of a migration, from the agent of another node. Raises PeerError."""
-        peer = connect(self._peers[node], self._secret)
-        try:
-            return str(peer.ask("status", key=key, timeout_s=5)["state"])
-        finally:
-            peer.close()
+        self._moves.resume_after_restart(doubts)
 
     def ping(self, call: Call) -> dict[str, Any]:
         del call
-        return {"node": self.node, "version": emulab.__version__, "configured": bool(self._secret)}
+        return {"node": self.node, "version": emulab.__version__, "configured": bool(self._lan.secret)}
 
     def configure(self, call: Call, *, peers: dict[str, str], secret: str, rate_bit_s: int, subnet: str) -> dict[str, Any]:
         """Build and shape the link, learn the other agents, listen for them. Safe to repeat."""
@@ -164,12 +105,12 @@ class Service:
 
     def _configure(self, *, peers: dict[str, str], secret: str, rate_bit_s: int, subnet: str) -> None:
         with self._lock:
-            self._peers, self._secret, self._rate_bit_s = dict(peers), bytes.fromhex(secret), rate_bit_s
+            self._lan.addresses, self._lan.secret, self._lan.rate_bit_s = dict(peers), bytes.fromhex(secret), rate_bit_s
             self._link = Link(self.runner, subnet=subnet)
             self._link.ensure(rate_bit_s)
             if self._listener:
                 self._listener.close()
-            self._listener = Listener(self._peers[self.node], self._secret, self._serve_peer)
+            self._listener = Listener(peers[self.node], self._lan.secret, self._moves.serve_peer)
             threading.Thread(target=self._listener.accept_forever, name="peers", daemon=True).start()
 
     def facts(self, call: Call) -> dict[str, Any]:
@@ -193,7 +134,7 @@ class Service:
     def link_set(self, call: Call, *, rate_bit_s: int) -> dict[str, Any]:
         del call
         self._configured_link().set_rate(rate_bit_s)
-        self._rate_bit_s = rate_bit_s
+        self._lan.rate_bit_s = rate_bit_s
         return self._configured_link().show().as_dict()
 
     def _configured_link(self) -> Link:
@@ -206,45 +147,24 @@ class Service:
     def vm_start(self, call: Call, *, spec: dict[str, Any]) -> dict[str, Any]:
         del call
         wanted = GuestSpec.from_dict(spec)
-        with self._claim(wanted.name):
+        with self._claims(wanted.name):
             return self.guests.describe(self.guests.start(wanted))
 
     def vm_stop(self, call: Call, *, name: str) -> None:
         del call
-        self._doubts.give_up(name)
-        with self._claim(name):
+        self._moves.give_up(name)
+        with self._claims(name):
             self.guests.stop(name)
-        self._forget(name)
-
-    def _forget(self, name: str) -> None:
-        """The pages that this node and the others keep of a guest are of no use any longer."""
-        store.discard(name)
-        for node, address in self._peers.items():
-            if node in (self.node, "head"):
-                continue
-            try:
-                peer = connect(address, self._secret, timeout_s=1)
-                with contextlib.closing(peer):
-                    peer.ask("forget", name=name, timeout_s=2)
-            except PeerError as error:
-                log.info("%s was not told to forget %s: %s", node, name, error)
+        self._moves.forget(name)
 
     def vm_list(self, call: Call) -> list[dict[str, Any]]:
         del call
         found = [guest for name in self.guests.names() if (guest := self.guests.find(name)) is not None]
-        return [{**self.guests.describe(guest), "node": self.node, "migration": self._progress(guest.spec.name)} for guest in found]
-
-    def _progress(self, name: str) -> dict[str, Any] | None:
-        """The newest progress of a guest that is leaving, or None."""
-        control = self._moving.get(name)
-        return dict(control.progress) if control else None
+        return [{**self.guests.describe(guest), "node": self.node, "migration": self._moves.progress(guest.spec.name)} for guest in found]
 
     def vm_logs(self, call: Call, *, name: str, lines: int = 100) -> str:
         del call
         return self.guests.logs(name, lines)
-
-    def _claim(self, name: str) -> _Claim:
-        return _Claim(self._busy, self._lock, name)
 
     # -- migration ---------------------------------------------------------------------------------------------------------------------
 
@@ -253,102 +173,18 @@ class Service:
 
         It is given up, until its commit, if the caller goes away.
         """
-        wanted = Options.from_dict(options)
-        if to == self.node:
-            raise UsageError(f"{name} is on {to} already", hint="choose another destination")
-        if to not in self._peers:
-            raise UsageError(f"no host {to}", hint=f"hosts: {', '.join(sorted(set(self._peers) - {'head', self.node}))}")
-        if to == "head":
-            raise UsageError("the head node carries no guests", hint=f"hosts: {', '.join(sorted(set(self._peers) - {'head', self.node}))}")
-        try:
-            return self._migrate(call, name, to, wanted, number)
-        except AbortedError as error:
-            if error.details["frozen"]:
-                self._doubts.settle_newest(name)
-            raise
-
-    def _migrate(self, call: Call, name: str, to: str, wanted: Options, number: int) -> dict[str, Any]:
-        with self._claim(name):
-            guest = self.guests.running(name)
-            if guest.cgroup.frozen():
-                raise UsageError(f"guest {name} stands still: nobody knows yet how its last migration ended", hint="emulab vm list")
-            started = clock.now()
-            control = Control()
-            report = Report(number, name, self.node, to, wanted.strategy, wanted.dirty_tracker, started)
-            departure = Departure(
-                guest,
-                connect=lambda: connect(self._peers[to], self._secret),
-                guests=self.guests,
-                runner=self.runner,
-                options=wanted,
-                report=report,
-                timeline=Timeline(call.emit, self.node, number, wanted.hold_at, control.pause),
-                key=f"{name}-{time.time_ns():x}",
-                link_bytes_s=self._link_bytes_s(wanted),
-                machine=self._machine,
-                control=control,
-                secret=self._secret,
-            )
-            self._moving[name] = control
-            control.watch(call.gone)
-            try:
-                return departure.run().as_dict()
-            finally:
-                del self._moving[name]
-                control.end()
+        return self._moves.migrate(call, name, to, Options.from_dict(options), number)
 
     def vm_migrate_abort(self, call: Call, *, name: str) -> dict[str, Any]:
         """Give up the migration of a guest that is leaving; returns where it runs. Raises UsageError after its commit."""
         del call
-        control = self._moving.get(name)
-        if control is None:
-            raise UsageError(f"{name} is not being moved away from {self.node}", hint="emulab vm list shows which guests are on the move")
-        try:
-            control.request_abort("on request")
-        except UsageError as error:
-            raise UsageError(f"the migration of {name} cannot be aborted any more: {error.message}", hint=error.hint) from error
-        if not control.wait(60):
-            raise EmulabError(f"the migration of {name} was told to end and has not within 60 s", hint="emulab vm list shows where it is")
+        self._moves.abort(name)
         return {"running_on": self.node}
 
     def vm_plan(self, call: Call, *, name: str, options: dict[str, Any]) -> dict[str, Any]:
         """Predict a migration; the guest goes on and nothing is changed. Takes about a second."""
         del call
-        wanted = Options.from_dict(options)
-        with self._claim(name):
-            guest = self.guests.running(name)
-            refuse_unmovable(guest, self.runner)
-            return make_plan(guest, wanted, self._link_bytes_s(wanted), self._machine, time.sleep).as_dict()
-
-    def _link_bytes_s(self, options: Options) -> float:
-        """Payload of full frames: 1448 bytes of each 1538 on the wire."""
-        bit_s = min(self._rate_bit_s, options.link_budget_bit_s or self._rate_bit_s)
-        return bit_s * 1448 / 1538 / 8
-
-    def _serve_peer(self, peer: Peer, address: str) -> None:
-        """A connection from another agent: a guest that arrives, or a question about one."""
-        try:
-            first = peer.receive(timeout_s=10)
-            if first.kind == "arrive":
-                self._arrive(peer, first)
-            elif first.kind == "status":
-                key = str(first.fields["key"])
-                peer.send("ok", state=journal.last_state(key))
-            elif first.kind == "forget":
-                store.discard(check_file_name(str(first.fields["name"])))
-                peer.send("ok")
-            else:
-                peer.send("error", message=f"unknown request {first.kind!r}")
-        except PeerError as error:
-            log.info("connection from %s ended: %s", address, error)
-
-    def _arrive(self, peer: Peer, first: Incoming) -> None:
-        name = str(first.fields["spec"]["name"])
-        try:
-            with self._claim(name):
-                Arrival(peer, self.guests, self.runner, first, secret=self._secret).serve()
-        except UsageError as error:
-            peer.send("error", message=error.message, hint=error.hint)
+        return self._moves.plan(name, Options.from_dict(options))
 
     # -- programs on this node ---------------------------------------------------------------------------------------------------------
 
@@ -379,23 +215,6 @@ class Service:
         rows = self._sampler.write_csv(Path(path))
         self._sampler = None
         return rows
-
-
-class _Claim:
-    """One operation per guest at a time."""
-
-    def __init__(self, busy: set[str], lock: threading.Lock, name: str) -> None:
-        self._busy, self._lock, self._name = busy, lock, name
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._name in self._busy:
-                raise UsageError(f"guest {self._name} is busy with another operation", hint="wait for it to end: emulab vm list")
-            self._busy.add(self._name)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._busy.discard(self._name)
 
 
 def _cgroup_mounts() -> list[str]:
