@@ -1,4 +1,4 @@
-"""Migrations in a row (``make soak MIGRATIONS=200``): no request fails, a stream stays whole, nothing grows on any node."""
+"""Migrations in a row: no request fails, a stream stays whole, nothing grows on any node. The long ones: ``make soak MIGRATIONS=200``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from emulab.migration.strategies import STRATEGIES
 from emulab.testbed.testbed import HOSTS, PYTHON
 
-pytestmark = [pytest.mark.testbed, pytest.mark.soak]
+pytestmark = pytest.mark.testbed
 
 MIGRATIONS = int(os.environ.get("MIGRATIONS", "200"))
 MIB = 1 << 20
@@ -62,6 +62,7 @@ def test_ten_migrations_in_a_row_leave_nothing(start):
     assert guest.runs_only_here() == "host1"
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(120 + 60 * MIGRATIONS)
 def test_many_migrations_in_a_row_leave_nothing(start):
     guest = start()
@@ -73,7 +74,7 @@ def test_many_migrations_in_a_row_leave_nothing(start):
     assert guest.runs_only_here() == "host1"
 
 
-@pytest.mark.parametrize("moves", [5, 20])
+@pytest.mark.parametrize("moves", [5, pytest.param(20, marks=pytest.mark.soak)])
 @pytest.mark.timeout(1200)
 def test_no_byte_of_a_long_stream_is_lost_doubled_or_out_of_order(start, moves):
     """Blocks leave every millisecond whether or not the guest stands still, so that many are on their way at every freeze."""
