@@ -138,6 +138,7 @@ def settle(guests: Guests, doubt: Doubt, ask: Ask, *, over: threading.Event, pat
             journal.record(key, "released", path, role="source", vm=name)
             return
         if state in ("aborted", "failed", "unknown"):
+            handover.end("out", key)
             guestnet.let_run(doubt.guest)
             journal.record(key, "aborted", path, role="source", vm=name, reason=f"{to} does not have it")
             return

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -168,6 +169,15 @@ def lives(state: dict[str, Any]) -> bool:
 
 def forget(kind: str, state: dict[str, Any]) -> None:
     state_of(kind, str(state["key"])).unlink(missing_ok=True)
+
+
+def end(kind: str, key: str) -> None:
+    """Nobody needs this one any longer: the guest runs where its memory is."""
+    for state in (state for state in left_behind(kind) if state["key"] == key):
+        if lives(state):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(state["pid"]), signal.SIGKILL)
+        forget(kind, state)
 
 
 def await_arrival(state: dict[str, Any]) -> None:
