@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 _NOISE = (
@@ -23,11 +24,14 @@ def deciding_line(text: str) -> str:
     if errors:
         return re.sub(r"^\([\d.]+\)\s*", "", errors[0])
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "CRIU left no log"
+    telling = [line for line in lines if not any(noise in line for noise in _NOISE)]
+    return (telling or lines or ["CRIU left no log"])[-1]
 
 
-def read_deciding_line(path: Path) -> str:
+def read_deciding_line(path: Path, code: int | None = None) -> str:
+    """``code``: what CRIU ended with, as subprocess tells it; one that was killed has not written why."""
+    killed = f"it was ended by {signal.Signals(-code).name}; " if code is not None and code < 0 else ""
     try:
-        return deciding_line(path.read_text(errors="replace"))
+        return killed + deciding_line(path.read_text(errors="replace"))
     except OSError:
-        return "CRIU left no log"
+        return killed + "CRIU left no log"

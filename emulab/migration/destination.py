@@ -289,7 +289,7 @@ class _Restore:
         end = clock.now() + timeout_s
         while not self._reached.wait(0.02):
             if self._exited.is_set():
-                raise EmulabError(f"CRIU could not restore: {read_deciding_line(self._images / 'restore.log')}")
+                raise EmulabError(f"CRIU could not restore: {read_deciding_line(self._images / 'restore.log', self._process.returncode)}")
             if clock.now() > end:
                 raise EmulabError(f"the restore took longer than {timeout_s:g} s")
 
@@ -309,7 +309,7 @@ class _Restore:
         code = self._process.wait()
         self.resumed_s = clock.now()
         if code != 0:
-            raise EmulabError(f"CRIU failed after the commit: {read_deciding_line(self._images / 'restore.log')}")
+            raise EmulabError(f"CRIU failed after the commit: {read_deciding_line(self._images / 'restore.log', self._process.returncode)}")
 
     def refuse(self) -> None:
         """Close the gate for good: CRIU ends everything it restored."""

@@ -57,7 +57,7 @@ class FinalDump:
             check()
             meanwhile()
             if self._process.poll() is not None:
-                raise EmulabError(f"CRIU dump failed: {read_deciding_line(self._images / 'dump.log')}")
+                raise EmulabError(f"CRIU dump failed: {read_deciding_line(self._images / 'dump.log', self._process.returncode)}")
             if clock.now() > end:
                 raise EmulabError(f"CRIU dump took longer than {timeout_s:.1f} s")
 

@@ -115,7 +115,8 @@ def _blackout(found: Inventory, options: Options, wire: Wire, machine: Machine, 
     saved = found.shared_pages + (0 if later else left)
     sent = found.shared_pages + (0 if later else distinct)
     all_pages = found.own_pages + found.shared_pages - (left if later else 0)
-    expected = predict(Rest(found.tasks, found.mappings, saved, all_pages), wire, machine)
+    distinct_pages = max(0, found.distinct_pages - (distinct if later else 0)) + found.shared_pages
+    expected = predict(Rest(found.tasks, found.mappings, saved, all_pages, distinct_pages), wire, machine)
     return Prediction(**{**asdict(expected), "transfer_s": max(wire.seconds(sent, other), saved * wire.page_s)})
 
 

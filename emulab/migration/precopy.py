@@ -109,6 +109,7 @@ class PreCopyRounds:
             mappings=mappings,
             pages=self._found.shared_pages + (0 if STRATEGIES[leaving.options.strategy].pages_follow else dirty),
             all_pages=self._found.own_pages + self._found.shared_pages,
+            distinct_pages=self._found.distinct_pages + self._found.shared_pages,
         )
         prediction = predict(rest, leaving.wire, leaving.machine)
         leaving.expected_blackout_s = prediction.total_s
@@ -175,5 +176,5 @@ class PreCopyRounds:
                 stream.poll()
             time.sleep(0.002)
         if process.returncode != 0:
-            raise EmulabError(f"CRIU pre-dump failed: {read_deciding_line(images / 'pre-dump.log')}")
+            raise EmulabError(f"CRIU pre-dump failed: {read_deciding_line(images / 'pre-dump.log', process.returncode)}")
         return (resumed_at - stopped_at, resumed_at) if resumed_at else (0.0, clock.now())

@@ -48,6 +48,13 @@ def test_only_noise_is_still_better_than_nothing():
     assert deciding_line("(00.9) Error (criu/cr-dump.c:2098): Dumping FAILED.\n") == "(00.9) Error (criu/cr-dump.c:2098): Dumping FAILED."
 
 
+def test_one_that_was_killed_is_said_to_be(tmp_path):
+    log = tmp_path / "restore.log"
+    log.write_text("(00.1) 1: Warn  (a.c:1): odd\n(00.2) 1: Error (criu/rst-malloc.c:12): rlimit: Can't setup RLIMIT_NOFILE for 1: no\n")
+    assert read_deciding_line(log, -9) == "it was ended by SIGKILL; (00.1) 1: Warn  (a.c:1): odd"
+    assert read_deciding_line(log, 1) == "(00.1) 1: Warn  (a.c:1): odd"
+
+
 def test_an_empty_log_and_a_missing_one_are_said_to_be_so(tmp_path):
     assert deciding_line("") == "CRIU left no log"
     assert read_deciding_line(tmp_path / "dump.log") == "CRIU left no log"

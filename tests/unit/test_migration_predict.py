@@ -13,7 +13,7 @@ from emulab.migration.predict import Machine, Rest, Wire, predict
 
 GIGABIT_BYTES_S = 117_000_000
 WIRE = Wire(GIGABIT_BYTES_S, ratio=0.3)
-REST = Rest(tasks=50, mappings=50 * 170, pages=10_000, all_pages=80_000)
+REST = Rest(tasks=50, mappings=50 * 170, pages=10_000, all_pages=80_000, distinct_pages=20_000)
 FOUND = Inventory(tasks=50, mappings=50 * 170, own_pages=80_000, distinct_pages=20_000, shared_pages=100)
 
 
@@ -22,7 +22,16 @@ def total(rest=REST, wire=WIRE, machine=None):
 
 
 @pytest.mark.parametrize(
-    "more", [{"tasks": 60}, {"mappings": 50 * 240}, {"pages": 90_000}, {"all_pages": 200_000}, {"other_bytes": 50_000_000}], ids=str
+    "more",
+    [
+        {"tasks": 60},
+        {"mappings": 50 * 240},
+        {"pages": 90_000},
+        {"all_pages": 200_000},
+        {"distinct_pages": 40_000},
+        {"other_bytes": 50_000_000},
+    ],
+    ids=str,
 )
 def test_more_of_anything_predicts_a_longer_blackout(more):
     assert total(replace(REST, **more)) > total()
@@ -50,9 +59,15 @@ def test_the_parts_are_the_whole():
 
 def test_lean_apache_workers_cost_what_was_measured():
     """54 workers with about 168 mappings: pre-dump 3.1 ms, dump 4.5 ms, restore 4.5 ms each."""
-    expected = predict(Rest(tasks=54, mappings=54 * 168, pages=0, all_pages=0), WIRE, Machine())
+    expected = predict(Rest(tasks=54, mappings=54 * 168, pages=0, all_pages=0, distinct_pages=0), WIRE, Machine())
     assert expected.dump_s / 54 == pytest.approx(4.5e-3, rel=0.1)
     assert expected.restore_s / 54 == pytest.approx(4.5e-3, rel=0.1)
+
+
+def test_the_memory_of_one_large_task_costs_what_was_measured():
+    """1 GiB, nothing else: 1.0 s."""
+    pages = 2**30 // 4096
+    assert predict(Rest(1, 30, 0, pages, pages), WIRE, Machine()).restore_s == pytest.approx(1.0, rel=0.1)
 
 
 def test_a_machine_learns_from_the_freezes_of_rounds():
