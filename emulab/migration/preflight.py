@@ -18,6 +18,7 @@ from emulab import clock
 from emulab.command import Runner
 from emulab.criu.commands import GHOST_LIMIT
 from emulab.errors import MigrationError
+from emulab.migration.pages import PAGE
 from emulab.migration.watched import open_files, watched_paths
 from emulab.node.cgroup import is_v2
 from emulab.node.guest import Guest
@@ -212,7 +213,7 @@ class _Seen:
 
     def _judge_path(self, pid: int, number: str, name: str, path: str) -> str:
         if name.startswith("/memfd:"):
-            return ""
+            return f"holds a memfd of huge pages (descriptor {number})" if _block_size(path) > PAGE else ""
         fields = _fdinfo(pid, number)
         if fields and fields.get("mnt_id", "") not in self._mounts:
             return f"has {name} open, which is outside of the guest's mounts"
@@ -288,6 +289,14 @@ def _fdinfo(pid: int, number: str) -> dict[str, str]:
 
 def _flags(pid: int, number: str) -> int:
     return int(_fdinfo(pid, number).get("flags", "0"), 8)
+
+
+def _block_size(path: str) -> int:
+    """Of the file system that a file is on: hugetlbfs has the size of its pages, tmpfs that of ordinary ones."""
+    try:
+        return os.statvfs(path).f_bsize
+    except OSError:
+        return 0
 
 
 def _terminal(pid: int) -> int:

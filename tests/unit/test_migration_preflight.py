@@ -67,6 +67,11 @@ listening = socket.create_server(("127.0.0.1", 0)); null = open("/dev/null"); li
     )
 
 
+def test_a_memfd_of_huge_pages_is_named(reasons):
+    (reason,) = reasons("import os; m = os.memfd_create('m', os.MFD_HUGETLB)")
+    assert "holds a memfd of huge pages (descriptor " in reason
+
+
 def test_a_pipe_in_packet_mode_is_named_once_though_a_child_has_it_too(reasons):
     found = reasons("r, w = os.pipe2(os.O_DIRECT)\nif os.fork() == 0:\n    time.sleep(100)")
     assert {reason.split(" (")[0] for reason in found} == {"holds a pipe in packet mode"}
