@@ -13,7 +13,7 @@ from emulab.command import Runner
 from emulab.errors import EmulabError
 from emulab.node import link_bridge as bridge
 from emulab.node import link_shape as shape
-from emulab.node.link_bridge import BRIDGE, INNER_PORT, OUTER_PORT, UPLINK, port_attach, port_block, port_detach, port_unblock
+from emulab.node.link_bridge import BRIDGE, INNER_PORT, OUTER_PORT, UPLINK, port_attach
 from emulab.node.link_guest import guest_mac, plug, port_name, unplug
 from emulab.node.link_shape import Shaping
 
@@ -28,10 +28,7 @@ __all__ = [
     "guest_mac",
     "plug",
     "port_attach",
-    "port_block",
-    "port_detach",
     "port_name",
-    "port_unblock",
     "unplug",
 ]
 

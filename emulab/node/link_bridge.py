@@ -184,32 +184,9 @@ def attach_command(port: str) -> Argv:
     return ("ip", "link", "set", "dev", port, "master", BRIDGE, "up")
 
 
-def detach_command(port: str) -> Argv:
-    return ("ip", "link", "set", "dev", port, "nomaster")
-
-
-def port_state_command(port: str, *, forwarding: bool) -> Argv:
-    """State 3 = forwarding, 0 = disabled: the port drops frames both ways but stays up, so the guest's side keeps its carrier."""
-    return ("bridge", "link", "set", "dev", port, "state", "3" if forwarding else "0")
-
-
 def port_attach(port: str, runner: Runner) -> None:
     """Make an interface a port of br0, up and forwarding."""
     runner.run(attach_command(port))
-
-
-def port_detach(port: str, runner: Runner) -> None:
-    runner.run(detach_command(port))
-
-
-def port_block(port: str, runner: Runner) -> None:
-    """Drop every frame to and from this port until ``port_unblock``."""
-    runner.run(port_state_command(port, forwarding=False))
-
-
-def port_unblock(port: str, runner: Runner) -> None:
-    """Needs carrier: the guest's end must be up."""
-    runner.run(port_state_command(port, forwarding=True))
 
 
 def bridge_ports(interfaces: Mapping[str, Interface]) -> dict[str, str]:

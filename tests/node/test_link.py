@@ -18,6 +18,7 @@ from emulab.command import Command, Outcome, Runner, execute
 from emulab.node import link as links
 from emulab.node.calibrate import client_argv, expected_goodput, parse_result, server_argv
 from emulab.node.link import Link, LinkState
+from emulab.node.netlink import DISABLED, FORWARDING, Netlink, inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -230,14 +231,19 @@ def test_the_rate_can_be_changed_live(shaped: Lan) -> None:
     assert measured["down"] == pytest.approx(expected_goodput(rate), rel=0.05)
 
 
+def turn(port: str, state: int) -> None:
+    with Netlink() as netlink:
+        netlink.port_state(port, state)
+
+
 def test_a_blocked_port_stops_traffic_and_an_unblocked_one_passes_it(shaped: Lan) -> None:
     node = shaped.nodes[0]
     shaped.guest(node, "web", "198.18.0.100")
     assert reaches(shaped.nodes[1], "198.18.0.100")
-    links.port_block("vm-web", node.runner)
+    inside(Path(node.path), lambda: turn("vm-web", DISABLED))
     assert Link(node.runner).show().ports == {"vm-web": "disabled"}
     assert not reaches(shaped.nodes[1], "198.18.0.100")
-    links.port_unblock("vm-web", node.runner)
+    inside(Path(node.path), lambda: turn("vm-web", FORWARDING))
     assert Link(node.runner).show().ports == {"vm-web": "forwarding"}
     assert reaches(shaped.nodes[1], "198.18.0.100")
 
