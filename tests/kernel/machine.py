@@ -131,7 +131,7 @@ class Machine:
             )
         self.pid.write_text(str(process.pid))
         end = time.monotonic() + 300
-        while subprocess.run(self.ssh("true"), check=False, capture_output=True).returncode != 0:
+        while subprocess.run(self.ssh("true", patience_s=5), check=False, capture_output=True).returncode != 0:
             if time.monotonic() > end or process.poll() is not None:
                 raise SystemExit(f"test-kernel: it did not come up; see {self.console} and {self.folder / 'emulator.log'}")
             time.sleep(1)
@@ -156,12 +156,12 @@ class Machine:
 
     # -- use ---------------------------------------------------------------------------------------------------------------------------
 
-    def ssh(self, command):
+    def ssh(self, command, patience_s=120):
         options = (
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",
-            "ConnectTimeout=5",
+            f"ConnectTimeout={patience_s}",
             "ServerAliveInterval=30",
         )
         words = [word for option in options for word in ("-o", option)]

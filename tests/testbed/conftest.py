@@ -129,7 +129,12 @@ class SelfCheckingGuest:
 
 
 def traces(testbed, node, *names):
-    return json.loads(testbed.project.exec_run(node, (PYTHON, "-c", _TRACES, *names)).stdout)
+    for _ in range(5):
+        found = testbed.project.exec_run(node, (PYTHON, "-c", _TRACES, *names))
+        if found.ok:
+            return json.loads(found.stdout)
+        time.sleep(0.2)  # something went away while it was looked at
+    raise AssertionError(found.stderr)
 
 
 @pytest.fixture(scope="session")
