@@ -95,7 +95,7 @@ class Project:
     # -- up ---------------------------------------------------------------------------------------------------------------------
 
     def up(
-        self, say: Say = quiet, *, answers: Answers | None = None, environment: Mapping[str, str] | None = None, timeout_s: float = 60.0
+        self, say: Say = quiet, *, answers: Answers | None = None, environment: Mapping[str, str] | None = None, timeout_s: float = 300.0
     ) -> None:
         """Start what is not running and wait until each node's agent answers. Raises EngineError.
 
@@ -103,7 +103,7 @@ class Project:
             say: told of each step.
             answers: tells whether the agent of a node answers; by default its socket is tried.
             environment: further variables for compose.yaml.
-            timeout_s: limit of the wait.
+            timeout_s: limit of the wait; a node that stops ends it at once. An emulated processor needs two minutes.
 
         """
         if images.image_id(self.client, NODE) is None:
@@ -129,7 +129,7 @@ class Project:
 
     def _agent_answers(self, node: str) -> bool:
         try:
-            return self.exec_run(node, CONNECT, timeout_s=10).ok
+            return self.exec_run(node, CONNECT, timeout_s=30).ok
         except EngineError:  # its container has stopped: what it said last is told by the caller
             return False
 

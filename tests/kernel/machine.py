@@ -32,7 +32,7 @@ PACKAGES = (
     "docker.io,docker-cli,docker-compose,docker-buildx,linux-image-cloud-amd64,systemd-sysv,systemd-resolved,systemd-timesyncd,udev,initramfs-tools,dbus,kmod,procps,iproute2,"
     "ca-certificates,python3,python3-venv,make,openssh-server"
 )
-IMAGES = ("emulab/base:trixie", "emulab/node:latest")
+IMAGES = ("emulab/base:trixie", "emulab/node:latest", "emulab/olio-db:latest", "emulab/olio-web:latest")
 # What the tests there need of the development environment; wheels for the machine's Python, put together here.
 LIBRARIES = ("docker>=7.1,<8", "pydantic>=2.9,<3", "pyyaml>=6", "typer>=0.15", "rich>=13.9", "psutil>=6", "hypothesis", "pytest>=8.3",
              "pytest-timeout", "blake3>=1.0", "zstandard>=0.23")  # fmt: skip

@@ -67,8 +67,8 @@ def move(there, here, rate):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("rate", [1e6, 117e6])  # the slower link takes the compressor that needs most memory
-def test_a_guest_of_a_gigabyte_needs_little_memory_to_move(tmp_path, rate):
-    size = 1024 * MB if rate > 1e7 else 64 * MB
+def test_a_large_guest_needs_little_memory_to_move(tmp_path, rate):
+    size = 640 * MB if rate > 1e7 else 64 * MB
     there, here = tmp_path / "there" / "1", tmp_path / "here"
     there.mkdir(parents=True)
     here.mkdir()
