@@ -32,6 +32,8 @@ from emulab.node.recovery import Doubt
 
 log = logging.getLogger("emulab.agent")
 
+_UNDONE_S = 2.0  # a source that tries again at once comes while what arrived before is still being removed
+
 
 class Call(Protocol):
     """The request being served, as the agent hands it in."""
@@ -64,19 +66,21 @@ class Claims:
 
     def __init__(self) -> None:
         self._busy: set[str] = set()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        with self._lock:
-            if name in self._busy:
+    def __call__(self, name: str, *, patience_s: float = 0.0) -> Iterator[None]:
+        """Raises UsageError if another operation is still at work on the guest after ``patience_s``."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: name not in self._busy, patience_s):
                 raise UsageError(f"guest {name} is busy with another operation", hint="wait for it to end: emulab vm list")
             self._busy.add(name)
         try:
             yield
         finally:
-            with self._lock:
+            with self._changed:
                 self._busy.discard(name)
+                self._changed.notify_all()
 
     def idle(self) -> bool:
         return not self._busy
@@ -189,7 +193,7 @@ class Moves:
     def _arrive(self, peer: Peer, first: Incoming) -> None:
         name = str(first.fields["spec"]["name"])
         try:
-            with self._claims(name):
+            with self._claims(name, patience_s=_UNDONE_S):
                 Arrival(peer, self._guests, self._runner, first, secret=self._lan.secret).serve()
         except UsageError as error:
             peer.send("error", message=error.message, hint=error.hint)

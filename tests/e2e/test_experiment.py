@@ -162,6 +162,7 @@ def test_nothing_of_ours_is_left_after_a_run(folder):
     assert mounts_and_cgroups() == []
 
 
+@pytest.mark.soak  # a second experiment; tests/node/test_load_run.py always shows the same of the load alone
 def test_one_seed_offers_the_same_operations_in_the_same_order(folder, tmp_path, rate):
     again = emulab(
         "experiment", "--scenario", "quick", "--seed", "7", "--steady", "10", "--set", "migrations.1.at=3",

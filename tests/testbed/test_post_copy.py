@@ -81,6 +81,7 @@ class Move:
         assert not self._thread.is_alive()
 
 
+@pytest.mark.soak  # ten migrations in a row (tests/faults) do the same with all strategies
 def test_memory_and_connection_survive_moves_of_all_kinds_in_a_row(start):
     guest = start()
     with guest.under_requests() as requests:
@@ -265,7 +266,7 @@ def test_a_guest_whose_memory_is_lost_is_ended_and_says_why(moving, start, lost)
 # -- before the commit ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", LAZY)
+@pytest.mark.parametrize("strategy", ["post-copy", pytest.param("hybrid", marks=pytest.mark.soak)])
 def test_what_goes_wrong_before_the_commit_leaves_it_where_it_was(moving, start, strategy):
     guest = start()
     hog = (PYTHON, "-c", "import time; time.sleep(0.1)")
