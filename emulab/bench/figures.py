@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from emulab.bench.bed import SOURCE, TO, Bed, room_for
+from emulab.bench.bed import SOURCE, TO, Bed, room_for, touch_memory
 from emulab.bench.model import OURS, PRE_DUMP, STOP_AND_COPY, Sample, percentile, sample
 from emulab.bench.movers import Move, Mover, Ours, Stock
 from emulab.bench.remote import Remote
@@ -29,6 +29,7 @@ SETTINGS = (
 )  # fmt: skip
 PROBE_S = 0.005
 SHARE = 0.7  # of capacity
+_STILL_NEEDED = 3.2  # times the memory of a guest that runs: its images on both nodes, and its memory at the destination
 _STEADY_S = 3.0
 _WARM_S = 2.0
 _IDLE_S = 2.5  # longer than the site's keep-alive: every connection is closed
@@ -162,13 +163,13 @@ class Bench:
 
         def run() -> Iterator[Sample]:
             with self._bed.known(memory_mb=memory_mb, dirty_mb_s=dirty_mb_s, tasks=tasks) as guest:
+                touch_memory(int(_STILL_NEEDED * memory_mb * 2**20))
                 time.sleep(1.0)
                 fields = {"memory_mb": memory_mb, "dirty_mb_s": dirty_mb_s, "mover_setting": getattr(mover, "setting", "")}
                 yield sample(group, setting, key, repetition, **fields, **self._move(mover, guest, TO))
                 self._bed.close(mover, guest)
 
-        # Guest and images on both nodes.
-        return Case(group, setting, key, repetition, run, room_for(4.2 * memory_mb * 2**20 + 2**30))
+        return Case(group, setting, key, repetition, run, room_for((1 + _STILL_NEEDED) * memory_mb * 2**20 + 2**30))
 
     def _web_case(
         self, group: str, workers: int, mover: Mover, repetition: int, *, saturated: bool, probed: bool = False, name: str = ""
