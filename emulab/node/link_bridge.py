@@ -180,13 +180,9 @@ def _route_commands(routes_json: str, device: str) -> list[Argv]:
 # -- ports of br0 ------------------------------------------------------------------------------------------------------------------------
 
 
-def attach_command(port: str) -> Argv:
-    return ("ip", "link", "set", "dev", port, "master", BRIDGE, "up")
-
-
 def port_attach(port: str, runner: Runner) -> None:
     """Make an interface a port of br0, up and forwarding."""
-    runner.run(attach_command(port))
+    runner.run(("ip", "link", "set", "dev", port, "master", BRIDGE, "up"))
 
 
 def bridge_ports(interfaces: Mapping[str, Interface]) -> dict[str, str]:

@@ -113,7 +113,7 @@ def _close_arrivals(guests: Guests, path: Path) -> None:
 
 def _give_up(guests: Guests, doubt: Doubt, key: str) -> None:
     """The destination has it: what is here is no longer needed, except memory that has not arrived there yet."""
-    served = next((state for state in handover.left_behind("out") if state["key"] == key), None)
+    served = handover.find("out", key)
     if served:
         handover.serve_on(served, guests)
     else:

@@ -163,6 +163,11 @@ def left_behind(kind: str) -> list[dict[str, Any]]:
     return found
 
 
+def find(kind: str, key: str) -> dict[str, Any] | None:
+    """The same about the one of a migration."""
+    return next((state for state in left_behind(kind) if state["key"] == key), None)
+
+
 def lives(state: dict[str, Any]) -> bool:
     return start_ticks(int(state["pid"])) == int(state["ticks"])
 
@@ -173,11 +178,13 @@ def forget(kind: str, state: dict[str, Any]) -> None:
 
 def end(kind: str, key: str) -> None:
     """Nobody needs this one any longer: the guest runs where its memory is."""
-    for state in (state for state in left_behind(kind) if state["key"] == key):
-        if lives(state):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(state["pid"]), signal.SIGKILL)
-        forget(kind, state)
+    state = find(kind, key)
+    if state is None:
+        return
+    if lives(state):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(state["pid"]), signal.SIGKILL)
+    forget(kind, state)
 
 
 def await_arrival(state: dict[str, Any]) -> None:
