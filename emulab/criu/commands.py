@@ -120,5 +120,6 @@ def restore(*, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_
         *left_out, *_SHARED, "--root", rootfs, "--action-script", HOOK,
     )  # fmt: skip
     # Only CRIU is to be preloaded, not the shell that joins the cgroup.
-    preloaded = ("env", f"LD_PRELOAD={SHIM}", *criu)
+    premap: Argv = () if lazy else (f"EMULAB_SHIM_PREMAP={images}",)
+    preloaded = ("env", f"LD_PRELOAD={SHIM}", *premap, *criu)
     return CriuCall(("sh", "-c", f'{join_cgroup}; exec "$@"', "sh", *preloaded), {"EMULAB_HOOK_SOCKET": hook_socket})

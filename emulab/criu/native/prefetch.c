@@ -2,7 +2,9 @@
  * prefetch - part of shim.so. CRIU saves one task after another in one thread; half of that time the kernel formats
  * /proc/PID/smaps and looks up /proc/PID/map_files. Every task stands still meanwhile, so a second thread asks the same
  * questions ahead of CRIU and hands over the kernel's own answers: the text of smaps (range and VmFlags lines, the only
- * ones that CRIU reads), the result of each fstatat(), and the open descriptors with their fdinfo.
+ * ones that CRIU reads), the result of each fstatat(), and the open descriptors with their fdinfo. A private mapping that
+ * the task before had too, line for line, is not looked up again: tasks that were forked from one another map the same
+ * files at the same addresses.
  *
  * It starts when CRIU opens its first smaps: by then every task has been stopped. What it has not reached, or does not
  * know, CRIU asks the kernel itself.
@@ -33,6 +35,8 @@
 /* One mapping: what fstatat() and openat() of its map_files entry gave. Both fail with ENOENT for anonymous memory. */
 struct area {
 	unsigned long start, end;
+	const char *line; /* of smaps, up to its newline */
+	int original;     /* what the next task's descriptor is a duplicate of; -1 = none */
 	struct stat64 status;
 	int stat_errno;
 	int fd;         /* open, not yet handed over; -1 = none */
@@ -149,6 +153,52 @@ static int strip(char *text, size_t *length)
 	return count;
 }
 
+static struct area *find_range(struct slot *slot, unsigned long start, unsigned long end)
+{
+	int low = 0, high = slot->area_count - 1;
+	while (low <= high) {
+		int middle = (low + high) / 2;
+		struct area *area = &slot->areas[middle];
+		if (area->start == start)
+			return area->end == end ? area : NULL;
+		if (area->start < start)
+			low = middle + 1;
+		else
+			high = middle - 1;
+	}
+	return NULL;
+}
+
+static int same_line(const char *a, const char *b)
+{
+	while (*a == *b && *a && *a != '\n')
+		a++, b++;
+	return *a == *b;
+}
+
+/*
+ * The answers about a mapping that the task before had too: its descriptor is handed on from task to task, each gets a
+ * duplicate. Not for shared ones: how their file was opened decides what they may do, and the line does not tell it.
+ */
+static int copied(struct area *area, struct slot *before, int flags)
+{
+	struct area *twin = before && strchr(area->line, ' ')[4] == 'p' ? find_range(before, area->start, area->end) : NULL;
+	if (!twin || twin->open_flags != flags || !same_line(area->line, twin->line))
+		return 0;
+	int fd = -1;
+	if (flags >= 0 && twin->open_errno != ENOENT && (twin->original < 0 || (fd = fcntl(twin->original, F_DUPFD, 0)) < 0))
+		return 0;
+	area->status = twin->status;
+	area->stat_errno = twin->stat_errno;
+	area->open_flags = flags;
+	area->open_errno = twin->open_errno;
+	area->fd = fd;
+	area->original = twin->original;
+	twin->original = -1;
+	strcpy(area->fdinfo, twin->fdinfo);
+	return 1;
+}
+
 static void look_up(int map_files, struct area *area, int flags)
 {
 	char name[40];
@@ -163,6 +213,7 @@ static void look_up(int map_files, struct area *area, int flags)
 		area->open_errno = errno;
 		return;
 	}
+	area->original = fcntl(area->fd, F_DUPFD_CLOEXEC, 0);
 	char path[40];
 	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", area->fd);
 	int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
@@ -174,7 +225,7 @@ static void look_up(int map_files, struct area *area, int flags)
 	syscall(SYS_close, fd);
 }
 
-static void prepare(struct slot *slot)
+static void prepare(struct slot *slot, struct slot *before)
 {
 	char path[40];
 	snprintf(path, sizeof path, "/proc/%d/map_files", slot->pid);
@@ -190,16 +241,22 @@ static void prepare(struct slot *slot)
 			struct area *area = &slot->areas[slot->area_count];
 			if (sscanf(line, "%lx-%lx %*s %*x %x:%x %lu", &area->start, &area->end, &major, &minor, &inode) != 5)
 				continue;
-			area->fd = area->open_flags = -1;
+			area->line = line;
+			area->fd = area->open_flags = area->original = -1;
 			/* CRIU opens the first of neighbours that map the same file. */
 			int same = slot->area_count && major == last_major && minor == last_minor && inode == last_inode;
-			look_up(map_files, area, same ? -1 : major ? O_PATH : O_RDONLY);
+			int flags = same ? -1 : major ? O_PATH : O_RDONLY;
+			if (!copied(area, before, flags))
+				look_up(map_files, area, flags);
 			last_major = major, last_minor = minor, last_inode = inode;
 			slot->area_count++;
 		}
 	}
 	if (map_files >= 0)
 		syscall(SYS_close, map_files);
+	for (int i = 0; before && i < before->area_count; i++)
+		if (before->areas[i].original >= 0)
+			syscall(SYS_close, before->areas[i].original);
 }
 
 static void *work(void *unused)
@@ -212,13 +269,15 @@ static void *work(void *unused)
 	cpu_set_t any;
 	memset(&any, 0xff, sizeof any);
 	sched_setaffinity(0, sizeof any, &any);
+	struct slot *before = NULL;
 	for (int i = 0; i < slot_count && !stop; i++) {
 		while (prepared - consumed >= AHEAD && !stop)
 			usleep(200);
 		int expected = WAITING;
 		if (!atomic_compare_exchange_strong(&slots[i].state, &expected, WORKING))
 			continue;
-		prepare(&slots[i]);
+		prepare(&slots[i], before);
+		before = &slots[i];
 		prepared++;
 		slots[i].state = READY;
 	}
@@ -288,18 +347,7 @@ static struct area *find(struct slot *slot, const char *name)
 	char rest;
 	if (!slot || sscanf(name, "%lx-%lx%c", &start, &end, &rest) != 2)
 		return NULL;
-	int low = 0, high = slot->area_count - 1;
-	while (low <= high) {
-		int middle = (low + high) / 2;
-		struct area *area = &slot->areas[middle];
-		if (area->start == start)
-			return area->end == end ? area : NULL;
-		if (area->start < start)
-			low = middle + 1;
-		else
-			high = middle - 1;
-	}
-	return NULL;
+	return find_range(slot, start, end);
 }
 
 static struct slot *current; /* CRIU asks about one task at a time */

@@ -10,7 +10,8 @@
  * mappings is asked ahead by a second thread (prefetch.c); the connection tracking table of a network namespace that
  * tracks nothing is empty (the kernel would search the whole machine's: 13 ms each time, twice in every final dump).
  *
- * At a restore: pages that CRIU reads one by one, to compare them with those of the parent task, are read in runs.
+ * At a restore: pages that CRIU reads one by one, to compare them with those of the parent task, are read in runs, and
+ * mappings are made in their final place (premap.c).
  *
  * EMULAB_SHIM_STOCK=1  none of the latter: only what stands in for a missing kernel feature. For comparisons.
  * EMULAB_SHIM_GATE=FD  the program is loaded but does nothing before a byte comes; at the end of the pipe it ends.
@@ -84,6 +85,8 @@ __attribute__((constructor)) static void init(void)
 	stand_in = getenv("EMULAB_SHIM_WP") != NULL;
 	final_dump = getenv("EMULAB_SHIM_FINAL") != NULL;
 	stock = getenv("EMULAB_SHIM_STOCK") != NULL;
+	if (!stock)
+		premap_load();
 }
 
 static int raw_ioctl(int fd, unsigned long request, void *arg)
@@ -191,6 +194,75 @@ ssize_t read(int fd, void *data, size_t size)
 			*(uint64_t *)data |= PME_SOFT_DIRTY;
 	}
 	return got;
+}
+
+/* Ten numbers in the first line of a mapping; scanf needs 4 us for them, and a web server has 10 000 mappings. */
+static const char *hexadecimal(const char *text, unsigned long *value)
+{
+	for (*value = 0;; text++) {
+		if (*text >= '0' && *text <= '9')
+			*value = *value << 4 | (unsigned long)(*text - '0');
+		else if (*text >= 'a' && *text <= 'f')
+			*value = *value << 4 | (unsigned long)(*text - 'a' + 10);
+		else
+			return text;
+	}
+}
+
+static int scan_mapping(const char *text, va_list list)
+{
+	unsigned long *start = va_arg(list, unsigned long *), *end = va_arg(list, unsigned long *);
+	char *flags[4];
+	for (int i = 0; i < 4; i++)
+		flags[i] = va_arg(list, char *);
+	unsigned long *offset = va_arg(list, unsigned long *);
+	unsigned *major = va_arg(list, unsigned *), *minor = va_arg(list, unsigned *);
+	unsigned long *inode = va_arg(list, unsigned long *), number;
+	int *at = va_arg(list, int *);
+	const char *p = hexadecimal(text, start);
+	if (*p++ != '-')
+		return -1;
+	p = hexadecimal(p, end);
+	if (*p++ != ' ')
+		return -1;
+	for (int i = 0; i < 4; i++)
+		if (!(*flags[i] = *p++))
+			return -1;
+	if (*p++ != ' ')
+		return -1;
+	p = hexadecimal(p, offset);
+	if (*p++ != ' ')
+		return -1;
+	p = hexadecimal(p, &number);
+	*major = number;
+	if (*p++ != ':')
+		return -1;
+	p = hexadecimal(p, &number);
+	*minor = number;
+	if (*p++ != ' ' || *p < '0' || *p > '9')
+		return -1;
+	for (*inode = 0; *p >= '0' && *p <= '9'; p++)
+		*inode = *inode * 10 + (unsigned long)(*p - '0');
+	while (*p == ' ')
+		p++;
+	*at = p - text;
+	return 10;
+}
+
+int __isoc23_sscanf(const char *text, const char *format, ...)
+{
+	va_list list;
+	int result = -1;
+	va_start(list, format);
+	if (!stock && !strcmp(format, "%lx-%lx %c%c%c%c %lx %x:%x %lu %n"))
+		result = scan_mapping(text, list);
+	va_end(list);
+	if (result >= 0)
+		return result;
+	va_start(list, format);
+	result = vsscanf(text, format, list);
+	va_end(list);
+	return result;
 }
 
 int nanosleep(const struct timespec *wanted, struct timespec *left)

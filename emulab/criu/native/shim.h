@@ -12,4 +12,7 @@ int prefetch_read(int fd, void *data, size_t size, ssize_t *result);
 void prefetch_opened(int fd, int dir, const char *path);
 void prefetch_forget(int fd);
 
+/* premap.c */
+void premap_load(void);
+
 #endif
