@@ -5,8 +5,10 @@ Address and MAC belong to the guest, not to the node: they are the same wherever
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emulab.node.link_bridge import in_namespace
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 GUEST_DEVICE = "eth0"
 _NAME_MAX = 15  # IFNAMSIZ - 1
+_TCP_BUCKETS = 16384
 
 
 def guest_mac(ip: str) -> str:
@@ -30,6 +33,16 @@ def port_name(guest: str) -> str:
     if len(name) <= _NAME_MAX:
         return name
     return f"{name[: _NAME_MAX - 5]}-{hashlib.sha256(guest.encode()).hexdigest()[:4]}"
+
+
+def give_own_tcp_tables(sysctl: Path = Path("/proc/sys/net/ipv4/tcp_child_ehash_entries")) -> None:
+    """Network namespaces made on this node from now on have TCP tables of their own (Linux >= 6.1; without, nothing changes).
+
+    Otherwise who lists a guest's connections, as every freeze does several times, searches the table of the whole machine: 5 ms each time
+    with 24 GB of memory, 0.5 ms in one of this size. It has room for 8192 connections in TIME_WAIT.
+    """
+    with contextlib.suppress(OSError):
+        sysctl.write_text(str(_TCP_BUCKETS))
 
 
 def pair_command(port: str, netns: str, *, mac: str, mtu: int = 1500) -> Argv:

@@ -15,7 +15,7 @@ from emulab.criu import tracker
 from emulab.errors import EmulabError, UsageError
 from emulab.migration.channel import Listener
 from emulab.migration.model import Options
-from emulab.node import cgroup
+from emulab.node import cgroup, link_guest
 from emulab.node.guest import Guests, GuestSpec
 from emulab.node.link import Link
 from emulab.node.moves import Call, Claims, Lan, Moves
@@ -74,6 +74,7 @@ class Service:
         self.runner.try_run(("mount", "-o", "remount,bind,rw", "/proc/sys"))
         for mount in _cgroup_mounts():
             self.runner.try_run(("mount", "-o", "remount,bind,rw", mount))
+        link_guest.give_own_tcp_tables()
         cgroup.prepare_node()
         tracker.warm_feature_cache(self.runner)
         self._resume_after_restart()
