@@ -13,14 +13,13 @@ import stat
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import zstandard
 from blake3 import blake3
 
-from emulab.errors import EmulabError
-from emulab.migration.channel import Incoming, Peer
+from emulab.migration.channel import Peer
 
 BLOCK = 65536
 _BATCH = 4 * 1024 * 1024
@@ -171,126 +170,3 @@ class LayerSender:
                 if len(data) < BLOCK:
                     break
         return size, changed, digests
-
-
-def safe_path(root: Path, name: str) -> Path:
-    """Path of a layer entry below ``root``. Raises EmulabError for names that would leave it."""
-    pure = PurePosixPath(name)
-    if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\0" in name:
-        raise EmulabError(f"refused layer entry {name!r}")
-    path = root / pure
-    parent = path.parent
-    while parent != root:  # a symbolic link among the parents would lead out
-        if parent.is_symlink():
-            raise EmulabError(f"refused layer entry {name!r}: {parent.name} is a symbolic link")
-        parent = parent.parent
-    return path
-
-
-class LayerReceiver:
-    """Applies passes to a folder. Folder times are set at the end of each pass, as creating entries changes them."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._folder_times: dict[Path, tuple[int, int]] = {}
-
-    def handle(self, message: Incoming) -> bool:
-        """Feed messages; True at the end of a pass."""
-        if message.kind == "layer-end":
-            for folder, times in self._folder_times.items():
-                with contextlib.suppress(FileNotFoundError):
-                    os.utime(folder, ns=times)
-            self._folder_times.clear()
-            return True
-        if message.kind != "layer":
-            raise EmulabError(f"message {message.kind!r} in the middle of a layer pass")
-        size = int(message.fields["size"])
-        data = zstandard.ZstdDecompressor().decompress(message.payload, max_output_size=size) if size else b""
-        at = 0
-        for entry in message.fields["entries"]:
-            at = self._apply(entry, data, at)
-        return False
-
-    def _apply(self, entry: dict[str, Any], data: bytes, at: int) -> int:
-        if "remove" in entry:
-            for name in entry["remove"]:
-                _remove(safe_path(self._root, name))
-            return at
-        path = safe_path(self._root, entry["name"])
-        mode = int(entry["mode"])
-        kind = stat.S_IFMT(mode)
-        if _kind(path) not in (None, kind):
-            _remove(path)
-        if kind == stat.S_IFDIR:
-            path.mkdir(exist_ok=True)
-        elif kind == stat.S_IFLNK:
-            _remove(path)
-            path.symlink_to(entry["target"])
-        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
-            _remove(path)
-            os.mknod(path, mode, int(entry["rdev"]))
-        elif kind == stat.S_IFREG and "link" in entry:
-            _remove(path)
-            os.link(safe_path(self._root, entry["link"]), path)
-            return at
-        elif kind == stat.S_IFREG:
-            at = _write_blocks(path, entry, data, at)
-        else:  # a fifo or a socket: only its place in the tree matters
-            _remove(path)
-            os.mknod(path, mode)
-        self._metadata(path, entry, mode, kind)
-        return at
-
-    def _metadata(self, path: Path, entry: dict[str, Any], mode: int, kind: int) -> None:
-        os.chown(path, int(entry["uid"]), int(entry["gid"]), follow_symlinks=False)
-        attributes = entry.get("xattrs", {})
-        for name in os.listxattr(path, follow_symlinks=False):
-            if name not in attributes:
-                with contextlib.suppress(OSError):
-                    os.removexattr(path, name, follow_symlinks=False)
-        for name, value in attributes.items():
-            with contextlib.suppress(OSError):  # a kind this node may not set; the overlay's own are trusted.* or user.*
-                os.setxattr(path, name, bytes.fromhex(value), follow_symlinks=False)
-        times = (int(entry["atime"]), int(entry["mtime"]))
-        if kind != stat.S_IFLNK:
-            path.chmod(stat.S_IMODE(mode))
-        if kind == stat.S_IFDIR:
-            self._folder_times[path] = times
-        else:
-            os.utime(path, ns=times, follow_symlinks=False)
-
-
-def _kind(path: Path) -> int | None:
-    try:
-        return stat.S_IFMT(path.lstat().st_mode)
-    except FileNotFoundError:
-        return None
-
-
-def _remove(path: Path) -> None:
-    """Remove an entry of any kind; a folder must be empty or is emptied first."""
-    if _kind(path) == stat.S_IFDIR:
-        for child in path.iterdir():
-            _remove(child)
-        path.rmdir()
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _write_blocks(path: Path, entry: dict[str, Any], data: bytes, at: int) -> int:
-    """Bring a regular file up to date. With ``replace`` it gets a new inode, filled from the old one where blocks are unchanged."""
-    target = path
-    if entry.get("replace"):
-        target = path.with_name(f".{path.name[:200]}.emulab-new")
-        target.unlink(missing_ok=True)
-        if entry.get("base") and path.exists():
-            target.write_bytes(path.read_bytes())
-    with open(target, "r+b" if target.exists() else "w+b", buffering=0) as file:
-        for number, length in entry["blocks"]:
-            file.seek(int(number) * BLOCK)
-            file.write(data[at : at + length])
-            at += length
-        file.truncate(int(entry["size"]))
-    if target != path:
-        target.replace(path)
-    return at

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from emulab.migration.layer import LayerReceiver, LayerSender
+from emulab.migration.layer import LayerSender
+from emulab.migration.layer_receiver import LayerReceiver
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from wire import Wire
