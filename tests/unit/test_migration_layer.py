@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emulab.migration.layer import BLOCK
+from emulab.migration.layer import BLOCK, LayerSender, walk
 from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.mapped import shared_writable
 
@@ -221,6 +221,41 @@ def test_many_files_arrive_in_several_messages(ends):
     ends.same()
 
 
+def test_a_large_file_arrives_in_pieces_of_bounded_size(ends):
+    path = ends.there / "database"
+    path.write_bytes(os.urandom(10 << 20))
+    ends.move()
+    ends.same()
+    assert len(ends.entries) == 3
+    assert max(message.fields["size"] for message in ends.last.sent if message.kind == "layer") <= 5 << 20
+    inode = (ends.here / "database").stat().st_ino
+    with path.open("r+b") as file:  # what follows a change of many pieces must stay as it is
+        file.write(os.urandom(5 << 20))
+    assert ends.move() == 80
+    ends.same()
+    assert (ends.here / "database").stat().st_ino == inode
+    fresh = ends.there / "fresh"
+    fresh.write_bytes(os.urandom(9 << 20) + path.read_bytes()[9 << 20 :])
+    fresh.replace(path)
+    assert ends.move() == 9 * 16
+    ends.same()
+    assert (ends.here / "database").stat().st_ino != inode
+
+
+def test_many_entries_without_content_arrive_and_go_in_several_messages(ends, monkeypatch):
+    monkeypatch.setattr("emulab.migration.layer._ENTRIES", 20)
+    for number in range(50):
+        (ends.there / str(number)).touch()
+    ends.move()
+    ends.same()
+    assert max(len(message.fields["entries"]) for message in ends.last.sent if message.kind == "layer") == 20
+    for number in range(50):
+        (ends.there / str(number)).unlink()
+    ends.move()
+    ends.same()
+    assert max(len(entry["remove"]) for entry in ends.entries) == 20
+
+
 def test_a_pass_that_was_interrupted_can_be_repeated(ends):
     """By another receiver, on what the first one left: all of it, a part of it, or half a file."""
     for name in "abc":
@@ -240,6 +275,39 @@ def test_a_pass_that_was_interrupted_can_be_repeated(ends):
         ends.receiver.handle(message)
     ends.same()
     assert sorted(path.name for path in ends.here.iterdir()) == ["a", "b", "c", "d"]
+
+
+def test_a_name_that_vanishes_while_it_is_sent_leaves_its_file_to_another_name(ends, monkeypatch):
+    """As a program does that writes a file under one name, links it to another and removes the first."""
+    (ends.there / "a").write_bytes(b"content")
+    os.link(ends.there / "a", ends.there / "b")
+    first = next(name for name, _ in walk(ends.there))
+    real = LayerSender._file
+
+    def vanishing(self, name, *rest):
+        if name == first:
+            (ends.there / name).unlink(missing_ok=True)
+        return real(self, name, *rest)
+
+    monkeypatch.setattr(LayerSender, "_file", vanishing)
+    ends.move()
+    ends.same()
+
+
+def test_a_file_that_becomes_a_link_while_it_is_sent_is_not_followed(ends, tmp_path, monkeypatch):
+    secret = tmp_path / "secret"
+    secret.write_text("of the host")
+    (ends.there / "a").write_text("mine")
+    real = LayerSender._file
+
+    def turning(self, name, *rest):
+        (ends.there / name).unlink()
+        (ends.there / name).symlink_to(secret)
+        return real(self, name, *rest)
+
+    monkeypatch.setattr(LayerSender, "_file", turning)
+    ends.move()
+    assert ends.entries == []
 
 
 KINDS = ("file", "folder", "link", "fifo")
@@ -270,8 +338,8 @@ STEPS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from((*KINDS, "gon
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(STEPS, min_size=1, max_size=4))
-def test_after_any_history_both_folders_are_the_same(tmp_path_factory, rounds):
+@given(st.lists(STEPS, min_size=1, max_size=4), st.booleans())
+def test_after_any_history_both_folders_are_the_same(tmp_path_factory, rounds, look):
     ends = Ends(tmp_path_factory.mktemp("layer"))
     for steps in rounds:
         for name, action, content in steps:
@@ -284,5 +352,8 @@ def test_after_any_history_both_folders_are_the_same(tmp_path_factory, rounds):
             remove(path)
             if action != "gone":
                 make(path, action, content)
+        if look:
+            with ends.sender.looking():
+                pass
         ends.move()
         ends.same()
