@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -215,19 +216,20 @@ class Departure:
         self.one_cpu = OneCpu(self.guest.cgroup.pids(), self.dump.pid, self.key)
         self.dump.begin()
         self.stream = FolderSender(self.peer, images, self.sender)
-        try:
-            self.dump.wait_until_dumped(self.left(), meanwhile=self.stream.poll, check=self.control.check)
-        except BaseException:
-            self.guest.cgroup.freeze()  # a CRIU that died has let the tasks run, with their connections half taken apart
-            raise
-        # CRIU has thawed the cgroup and holds the tasks by ptrace alone: should it die after the commit, they must not run.
-        self.guest.cgroup.freeze()
-        dumped = self.timeline.mark("migration.dump", "end")
-        self.report.phases["dump"] = dumped - started
-        self.timeline.mark("migration.transfer", "begin", at=dumped)
-        self.stream.finish()
-        self.peer.expect_ok(self.left())
-        layer_bytes = self.layer_pass(self.mapped)
+        with self._looking_at_layer():
+            try:
+                self.dump.wait_until_dumped(self.left(), meanwhile=self.stream.poll, check=self.control.check)
+            except BaseException:
+                self.guest.cgroup.freeze()  # a CRIU that died has let the tasks run, with their connections half taken apart
+                raise
+            # CRIU has thawed the cgroup and holds the tasks by ptrace alone: should it die after the commit, they must not run.
+            self.guest.cgroup.freeze()
+            dumped = self.timeline.mark("migration.dump", "end")
+            self.report.phases["dump"] = dumped - started
+            self.timeline.mark("migration.transfer", "begin", at=dumped)
+            self.stream.finish()
+            self.peer.expect_ok(self.left())
+        layer_bytes = self.layer_pass()
         self.report.layer_bytes += layer_bytes
         sent = self.timeline.mark("migration.transfer", "end", bytes=self.peer.bytes_out - before)
         self.report.phases["transfer"] = sent - dumped
@@ -289,13 +291,17 @@ class Departure:
 
     # -- what steps share --------------------------------------------------------------------------------------------------------------
 
-    def layer_pass(self, again: Collection[str] = ()) -> int:
+    def layer_pass(self) -> int:
         """Bring the destination's copy of the layer up to date; returns bytes sent."""
         if self.guest.spec.storage == "shared":
             return 0
-        sent = self.layer.send_pass(self.peer, again)
+        sent = self.layer.send_pass(self.peer)
         self.peer.expect_ok(self.left() if self.frozen else 120)
         return sent
+
+    def _looking_at_layer(self) -> AbstractContextManager[None]:
+        """Begin the last layer pass while CRIU is at work, on what a frozen guest no longer changes."""
+        return nullcontext() if self.guest.spec.storage == "shared" else self.layer.looking(self.mapped)
 
     def limit_guest(self) -> None:
         """The guest's CPU limit, after it was lifted for a stop."""

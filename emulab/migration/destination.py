@@ -21,7 +21,7 @@ from emulab.migration import guestnet, journal, store
 from emulab.migration.channel import Incoming, Peer, PeerLostError
 from emulab.migration.hold import FrameHold, announce
 from emulab.migration.images import FolderReceiver, check_file_name
-from emulab.migration.layer import LayerReceiver
+from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.lazy.handover import DaemonProcess
 from emulab.migration.pages import PageReceiver
 from emulab.node import link

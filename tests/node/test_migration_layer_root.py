@@ -6,11 +6,13 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from emulab.migration.layer import LayerReceiver, LayerSender
+from emulab.migration.layer import LayerSender
+from emulab.migration.layer_receiver import LayerReceiver
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from wire import Wire
@@ -101,6 +103,21 @@ def test_a_folder_made_again_does_not_show_the_images_files(ends):
     (ends.root / "usr/share").mkdir()
     (ends.root / "usr/share/mine").write_text("x")
     assert sorted(path.name for path in (ends.arrive() / "usr/share").iterdir()) == ["mine"]
+
+
+def test_links_that_are_made_after_the_last_look_arrive_as_links(ends):
+    """As CRIU makes them through the overlay; a file of the image is copied up for it, with the folders above it."""
+    (ends.root / "etc/mine").write_text("x")
+    ends.move()
+    with ends.sender.looking():
+        time.sleep(0.1)
+        for name in ("etc/mine", "etc/config", "usr/share/doc"):
+            os.link(ends.root / name, ends.root / f"{name}.link_remap")
+    root = ends.arrive()
+    upper = ends.here.upper
+    assert (upper / "etc/mine.link_remap").stat().st_ino == (upper / "etc/mine").stat().st_ino
+    assert (upper / "usr/share/doc.link_remap").stat().st_ino == (upper / "usr/share/doc").stat().st_ino
+    assert (root / "etc/config.link_remap").read_text() == (root / "etc/config").read_text() == "from the image"
 
 
 def test_owners_and_modes(ends):
