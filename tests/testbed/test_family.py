@@ -43,7 +43,13 @@ def family(moving):
 def test_every_task_has_what_it_had_by_every_strategy(moving, family):
     before = family()
     assert (before["tasks"], before["broken"]) == (TASKS, [])
-    for to, strategy in (("host2", "pre-copy"), ("host3", "stop-and-copy"), ("host1", "pre-copy"), ("host2", "hybrid"), ("host3", "post-copy")):
+    for to, strategy in (
+        ("host2", "pre-copy"),
+        ("host3", "stop-and-copy"),
+        ("host1", "pre-copy"),
+        ("host2", "hybrid"),
+        ("host3", "post-copy"),
+    ):
         assert moving.migrate("family", to, {"strategy": strategy, "deadline_s": 60})["outcome"] == "committed"
         after = family()
         assert (after["tasks"], after["broken"]) == (TASKS, []), f"after {strategy}"

@@ -1,7 +1,7 @@
 """A guest of four generations of tasks, each with private mappings that it has from its parent and some of its own.
 
-Every task keeps what must be in its mappings. The first one answers on a unix socket (``ask.py``): {"tasks": how many said that all is well,
-"broken": [what others said], "private_kb": memory of all of them that nobody shares}.
+Every task keeps what must be in its mappings. The first one answers on a unix socket (``ask.py``):
+{"tasks": how many said that all is well, "broken": [what others said], "private_kb": memory of all of them that nobody shares}.
 """
 
 import ctypes
@@ -52,7 +52,9 @@ def change(held, dice):
 
 
 def wrong(held):
-    return [hex(page) for pages in held.values() for page, content in pages.items() if ctypes.string_at(page, PAGE) != content * (PAGE // 16)]
+    return [
+        hex(page) for pages in held.values() for page, content in pages.items() if ctypes.string_at(page, PAGE) != content * (PAGE // 16)
+    ]
 
 
 def mapped():
