@@ -32,11 +32,12 @@ def bring_to_rest(leaving: Departure) -> None:
         leaving.frozen = True
         asked = clock.now()
         instant = guest.cgroup.freeze()
-        if _quiet(guest):
+        if not guestnet.connections(guest.pid).in_flight and not _has_zombie(guest):
             leaving.peer.send("announce")
             time.sleep(0.001)  # until the switches have learned it; what still comes here goes into the guest's sockets
             guestnet.block(guest.spec.port)
-            if _quiet(guest):
+            connections = guestnet.connections(guest.pid)
+            if not connections.in_flight:
                 break
         let_run(leaving)
         time.sleep(0.004)
@@ -48,7 +49,7 @@ def bring_to_rest(leaving: Departure) -> None:
     report.freeze_s = instant
     leaving.timeline.mark("migration.freeze", "begin", at=asked)
     report.tasks = len(guest.cgroup.pids())
-    report.tcp_established = guestnet.established(guest.pid)
+    report.tcp_established = connections.established
     report.phases["freeze"] = leaving.timeline.mark("migration.freeze", "end", tasks=report.tasks) - asked
 
 
@@ -58,16 +59,14 @@ def let_run(leaving: Departure) -> None:
     leaving.frozen = False
 
 
-def _quiet(guest: Guest) -> bool:
-    """No unowned connection, and no exited child that its frozen parent cannot reap (CRIU would retry that for 10 s)."""
-    if guestnet.in_flight(guest.pid):
-        return False
+def _has_zombie(guest: Guest) -> bool:
+    """An exited child that its frozen parent cannot reap: CRIU would try again for 10 s. A task that has just gone counts as one."""
     tasks = set(guest.cgroup.pids())
     for pid in tasks:
         try:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         except OSError:
-            return False
+            return True
         if any(int(child) not in tasks and is_zombie(int(child)) for child in children):
-            return False
-    return True
+            return True
+    return False

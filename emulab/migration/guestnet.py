@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from emulab.command import Runner
@@ -17,9 +18,17 @@ from emulab.node.netlink import DISABLED, FORWARDING, Netlink, inside, set_up_gu
 ESTABLISHED, SYN_RECV, LISTEN = 0x01, 0x03, 0x0A
 
 
-def tcp_table(pid: int) -> list[tuple[int, int]]:
-    """(state, receive queue) of each TCP socket in the namespace of a process. A listener's receive queue is its accept queue."""
-    rows = []
+@dataclass(frozen=True)
+class Connections:
+    """TCP connections in a network namespace. ``in_flight``: half open, or waiting in an accept queue; CRIU cannot save those."""
+
+    established: int
+    in_flight: int
+
+
+def connections(pid: int) -> Connections:
+    """Those in the namespace of a process; none if it has gone."""
+    found = in_flight = 0
     for name in ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
@@ -27,17 +36,10 @@ def tcp_table(pid: int) -> list[tuple[int, int]]:
             continue
         for line in lines:
             fields = line.split()
-            rows.append((int(fields[3], 16), int(fields[4].split(":")[1], 16)))
-    return rows
-
-
-def established(pid: int) -> int:
-    return sum(state == ESTABLISHED for state, _ in tcp_table(pid))
-
-
-def in_flight(pid: int) -> int:
-    """Connections that no task owns yet: half open, or waiting in an accept queue. CRIU cannot save those."""
-    return sum((state == SYN_RECV) or (state == LISTEN and queue > 0) for state, queue in tcp_table(pid))
+            state, queue = int(fields[3], 16), int(fields[4].split(":")[1], 16)
+            found += state == ESTABLISHED
+            in_flight += state == SYN_RECV or (state == LISTEN and queue > 0)  # a listener's receive queue is its accept queue
+    return Connections(found, in_flight)
 
 
 def neighbours(pid: int, runner: Runner) -> list[tuple[str, str]]:

@@ -27,35 +27,35 @@ def rows_of(port):
 def test_a_connection_that_nobody_has_accepted_is_in_flight(server):
     port = server.getsockname()[1]
     pid = os.getpid()
-    before = guestnet.in_flight(pid)
+    before = guestnet.connections(pid).in_flight
     with socket.create_connection(("127.0.0.1", port)):
         assert rows_of(port)
-        assert guestnet.in_flight(pid) == before + 1
+        assert guestnet.connections(pid).in_flight == before + 1
         accepted, _ = server.accept()
         with accepted:
-            assert guestnet.in_flight(pid) == before
+            assert guestnet.connections(pid).in_flight == before
 
 
 def test_established_connections_are_counted_at_both_ends(server):
     pid = os.getpid()
-    before = guestnet.established(pid)
+    before = guestnet.connections(pid).established
     with socket.create_connection(server.getsockname()):
         accepted, _ = server.accept()
         with accepted:
-            assert guestnet.established(pid) == before + 2
+            assert guestnet.connections(pid).established == before + 2
 
 
 def test_connections_over_ipv6_count_too():
     if not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
-        before = guestnet.in_flight(os.getpid())
+        before = guestnet.connections(os.getpid()).in_flight
         with socket.create_connection(server.getsockname()[:2]):
-            assert guestnet.in_flight(os.getpid()) == before + 1
+            assert guestnet.connections(os.getpid()).in_flight == before + 1
 
 
 def test_a_process_that_has_gone_has_no_connections():
-    assert guestnet.tcp_table(4194304) == []
+    assert guestnet.connections(4194304) == guestnet.Connections(0, 0)
 
 
 def answering(text):
