@@ -18,6 +18,7 @@ from emulab.criu.log import read_deciding_line
 from emulab.criu.standby import Standby
 from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal, store
+from emulab.migration.affinity import OneCpu
 from emulab.migration.channel import Incoming, Peer, PeerLostError
 from emulab.migration.hold import FrameHold, announce
 from emulab.migration.images import FolderReceiver, check_file_name
@@ -245,6 +246,7 @@ class _Restore:
         self._gate = threading.Event()
         self._reached = threading.Event()
         self._allowed = False
+        self._one_cpu: OneCpu | None = None
         self.pid = 0
         self.resumed_s = 0.0
         self.hooks = HookServer(IMAGES / f"restore-{arrival.key}.sock")
@@ -275,11 +277,15 @@ class _Restore:
     def _at_gate(self, pid: int) -> bool:
         self.pid = pid
         self._reached.set()
+        # CRIU lets each task go in turn, at several stops each; they wait meanwhile, and run where they like from pre-resume on.
+        self._one_cpu = OneCpu(self._arrival.guest.cgroup.pids(), self._process.pid, self._arrival.key)
         self._gate.wait()
         return self._allowed
 
     def _pre_resume(self, pid: int) -> bool:
         del pid
+        if self._one_cpu:
+            self._one_cpu.release()
         self._arrival.plug_and_release()
         return True
 

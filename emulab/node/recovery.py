@@ -71,7 +71,7 @@ def _bring_to_rest(guests: Guests, name: str, entry: dict[str, Any]) -> list[Dou
         log.info("guest %s runs elsewhere", name)
         guests.discard(guest)
     elif guest.alive():
-        if left:
+        if left or entry.get("role") == "destination":  # both sides keep it on one CPU for a while
             release_all(guest.cgroup.pids())
         end_repair(guest.cgroup.pids())
         guestnet.let_run(guest)
