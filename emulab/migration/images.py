@@ -1,4 +1,4 @@
-"""Moving one CRIU image folder: pages files through the page transport while CRIU still writes them, everything else in pieces at the end.
+"""Moving one CRIU image folder while CRIU still writes it: pages files through the page transport, everything else in pieces.
 
 Reading and hashing, sending, and rebuilding on the other side go on at the same time, a few chunks apart. Files keep their names; a file
 name never carries a folder, so nothing can be written outside of the image folder.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import os
 import queue
+import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
@@ -25,9 +28,13 @@ _AHEAD = 4  # chunks that may wait for the link: bounds memory to some 20 MiB
 _PIECES = 4 * 1024 * 1024  # content of one message of other files
 _INDEX = 16 * 1024 * 1024
 _LOOK_EVERY_S = 0.05  # a look costs a millisecond of the CPU that CRIU needs; what grows is read without waiting
+_EARLY_SIZE = 256 * 1024  # bytes of a file that may be sent before the end, and once more
 _EAGER_PAGES = 64  # fewer pages than this wait for more while CRIU is at work
 _PATIENCE_S = 0.5
+_SETTLED_NS = 20_000_000  # file times advance in steps of up to 10 ms: only a file that is older has one that tells of later changes
 _DIGEST = 32
+
+_Message = tuple[str, bytes, dict[str, Any]]  # kind, payload, fields
 
 
 def check_file_name(name: str) -> str:
@@ -54,7 +61,8 @@ class FolderSender:
         self._sent: dict[str, int] = {}  # pages of each pages file
         self._parts: list[Part] = []  # of the chunk that is being gathered
         self._data: list[bytes] = []
-        self._ahead: queue.Queue[Chunk | None] = queue.Queue(_AHEAD)  # a None ends it
+        self._early: dict[str, tuple[int, int]] = {}  # size and time of other files that have been sent before the end
+        self._ahead: queue.Queue[_Message | None] = queue.Queue(_AHEAD)  # a None ends it
         self._complete = threading.Event()
         self._stopped = threading.Event()
         self._failed: list[BaseException] = []
@@ -74,9 +82,8 @@ class FolderSender:
         for thread in self._threads:
             thread.join()
         self.poll()
-        for names, content in self._pieces():
-            index = json.dumps(names, separators=(",", ":")).encode()
-            self._peer.send("files", zstandard.ZstdCompressor(level=3).compress(index + content), index=len(index), size=len(content))
+        for kind, payload, fields in self._other_files(complete=True):
+            self._peer.send(kind, payload, **fields)
         self._peer.send("folder-end")
 
     def close(self) -> None:
@@ -112,6 +119,8 @@ class FolderSender:
                 if self._parts and (complete or (not moved and self._pages_gathered() >= _EAGER_PAGES and self._ahead.empty())):
                     self._hand_over()
                 if not moved and not complete:
+                    for message in self._other_files(complete=False):
+                        self._put(message)
                     self._complete.wait(_LOOK_EVERY_S)
         finally:
             self._put(None)
@@ -161,9 +170,11 @@ class FolderSender:
     def _hand_over(self) -> None:
         chunk = self._sender.chunk(self._folder, self._parts, b"".join(self._data))
         self._parts, self._data = [], []
-        self._put(chunk)
+        parts = [(part.name, part.first, part.count) for part in chunk.parts]
+        payload = b"".join((chunk.digest, chunk.refs, chunk.content))
+        self._put(("chunk", payload, {"parts": parts, "refs": len(chunk.refs), "form": chunk.kind}))
 
-    def _put(self, item: Chunk | None) -> None:
+    def _put(self, item: _Message | None) -> None:
         while True:
             try:
                 return self._ahead.put(item, timeout=0.05)
@@ -174,28 +185,49 @@ class FolderSender:
     def _send(self) -> None:
         while not self._stopped.is_set():
             try:
-                chunk = self._ahead.get(timeout=0.05)
+                message = self._ahead.get(timeout=0.05)
             except queue.Empty:
                 continue
-            if chunk is None:
+            if message is None:
                 return
-            parts = [(part.name, part.first, part.count) for part in chunk.parts]
-            payload = b"".join((chunk.digest, chunk.refs, chunk.content))
-            self._peer.send("chunk", payload, parts=parts, refs=len(chunk.refs), form=chunk.kind)
+            kind, payload, fields = message
+            self._peer.send(kind, payload, **fields)
 
     # -- everything else ---------------------------------------------------------------------------------------------------------------
 
-    def _pieces(self) -> Iterator[tuple[list[tuple[str, int, int]], bytes]]:
-        """[(name, offset, size)] and content of what is not pages, however large it is."""
+    def _other_files(self, *, complete: bool) -> Iterator[_Message]:
+        compressor = zstandard.ZstdCompressor(level=3)
+        for names, content in self._pieces(complete=complete):
+            index = json.dumps(names, separators=(",", ":")).encode()
+            yield "files", compressor.compress(index + content), {"index": len(index), "size": len(content)}
+
+    def _pieces(self, *, complete: bool) -> Iterator[tuple[list[tuple[str, int, int]], bytes]]:
+        """[(name, offset, size)] and content of what is not pages, however large it is, and has not been sent as it is now.
+
+        Before CRIU is done only files that it seems to be done with, as are those of finished tasks. One that changes later is sent again.
+        """
+        if complete and not all((self._folder / name).exists() for name in self._early):
+            raise EmulabError("an image was removed after it had been sent")
         names: list[tuple[str, int, int]] = []
         content = bytearray()
         for path in sorted(self._folder.iterdir()):
-            if not path.is_file() or path.name in _LOCAL or path.suffix == ".log":
+            if path.name in _LOCAL or path.suffix == ".log" or (not complete and _is_pages(path.name)):
                 continue
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            identity = status.st_size, status.st_mtime_ns
+            if not stat.S_ISREG(status.st_mode) or self._early.get(path.name) == identity:
+                continue
+            if not complete:
+                if not status.st_size or status.st_size > _EARLY_SIZE or time.time_ns() - status.st_mtime_ns < _SETTLED_NS:
+                    continue
+                self._early[path.name] = identity
             offset = self._sent.get(path.name, 0) * PAGE  # of a pages file only what is less than a page is left
             with path.open("rb", buffering=0) as file:
                 file.seek(offset)
-                if not path.stat().st_size and path.name not in self._sent:
+                if not status.st_size and path.name not in self._sent:
                     names.append((path.name, 0, 0))
                 while data := file.read(_PIECES - len(content)):
                     names.append((path.name, offset, len(data)))
@@ -255,7 +287,7 @@ class FolderReceiver:
             raise EmulabError("image files arrived that are not as large as they should be")
         at = 0
         for name, offset, size in pieces:
-            with (self._folder / name).open("ab") as file:
+            with (self._folder / name).open("ab" if offset else "wb") as file:  # one that comes again has changed
                 if file.tell() != offset:
                     raise EmulabError(f"a piece of {name} arrived out of order")
                 file.write(data[at : at + size])

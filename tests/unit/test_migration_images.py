@@ -105,6 +105,50 @@ def test_pages_travel_while_criu_still_writes_them(there, here, receiver):
     assert content(here / "final") == content(there)
 
 
+def sent_files(wire):
+    """Names in each message of other files, in order."""
+    found = []
+    for message in list(wire.sent):
+        if message.kind == "files":
+            index = zstandard.ZstdDecompressor().decompress(message.payload)[: message.fields["index"]]
+            found.append([name for name, _, _ in json.loads(index)])
+    return found
+
+
+def test_files_of_finished_tasks_travel_early_and_once(there, here, receiver):
+    fill(there, core_1=b"core", mm_1=b"mappings", empty=b"", large=os.urandom(300_000))
+    wire = Wire()
+    stream = FolderSender(wire, there, PageSender())
+    until(lambda: sent_files(wire) == [["core-1.img", "mm-1.img"]])
+    fill(there, core_2=b"another")
+    stream.finish()
+    assert [name for names in sent_files(wire) for name in names].count("core-1.img") == 1
+    assert wire.deliver(receiver) is True
+    assert content(here / "final") == content(there)
+
+
+def test_a_file_that_changes_after_it_was_sent_is_sent_again(there, here, receiver):
+    fill(there, files=b"the first of them", core_1=b"core")
+    wire = Wire()
+    stream = FolderSender(wire, there, PageSender())
+    until(lambda: sent_files(wire) == [["core-1.img", "files.img"]])
+    fill(there, files=b"fewer")  # as large would do, too: its time tells
+    stream.finish()
+    assert sent_files(wire)[-1] == ["files.img"]
+    assert wire.deliver(receiver) is True
+    assert content(here / "final") == content(there)
+
+
+def test_a_file_that_is_removed_after_it_was_sent_is_an_error(there):
+    fill(there, core_1=b"core")
+    wire = Wire()
+    stream = FolderSender(wire, there, PageSender())
+    until(lambda: sent_files(wire))
+    (there / "core-1.img").unlink()
+    with pytest.raises(EmulabError, match="removed after"):
+        stream.finish()
+
+
 def test_small_files_share_a_chunk(there):
     for number in range(1, 41):
         fill(there, **{f"pages_{number}": os.urandom(PAGE)})
