@@ -25,7 +25,8 @@ DIRTY_MEMORY_MB = 128
 TASKS = (1, 8, 32, 128, 256)
 MEMORY_MB = (64, 256, 1024, 4096)
 SETTINGS = (
-    (PRE_DUMP, "quota"), (PRE_DUMP, "no-quota"), (PRE_DUMP, "ptrace"), (STOP_AND_COPY, "plain"), (STOP_AND_COPY, "zstd"),
+    (PRE_DUMP, "quota"), (PRE_DUMP, "no-quota"), (PRE_DUMP, "ptrace"), (PRE_DUMP, "read"),
+    (STOP_AND_COPY, "plain"), (STOP_AND_COPY, "zstd"),
 )  # fmt: skip
 PROBE_S = 0.005
 SHARE = 0.7  # of capacity

@@ -2,8 +2,9 @@
 
 ``stop-and-copy``  ``runc checkpoint``, its images streamed while they are written, ``runc restore``. SETTING: "plain" or "zstd".
 ``pre-dump``       ``criu pre-dump`` rounds to ``criu page-server`` with P.Haul's stop rule, ``criu dump``, ``criu restore``. SETTING:
-                   "quota" (the guest's vCPU limit stays in force), "no-quota" (it is lifted while CRIU works) or "ptrace" (lifted,
-                   and CRIU stops the tasks by ptrace, not by the freezer cgroup).
+                   "quota" (the guest's vCPU limit stays in force), "no-quota" (it is lifted while CRIU works), "ptrace" (lifted,
+                   and CRIU stops the tasks by ptrace, not by the freezer cgroup) or "read" (lifted, and pre-dump reads pages while
+                   the tasks run).
 
 Prints "ready", waits for a line, moves the guest, prints one JSON object: the instants and what was counted, or {"error": reason}.
 """
@@ -197,6 +198,7 @@ def _dump(source: Source, action: str, folder: str, parent: str, dirty: tracker.
         freezer="" if source.setting == "ptrace" else guest.cgroup.freezer_path(),
         address=source.address,
         port=wire.PAGES_PORT,
+        read=source.setting == "read",
     )
     final = action == "dump"
     env = stock.environment(stand_in=stand_in, final=final, hook_socket=str(source.hooks.path) if final else "")

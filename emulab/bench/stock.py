@@ -66,14 +66,19 @@ def page_server(images: Path, parent: str, *, address: str, port: int) -> Argv:
     )  # fmt: skip
 
 
-def dump(action: str, *, pid: int, images: Path, parent: str, rootfs: str, freezer: str, address: str, port: int) -> Argv:
-    """``pre-dump`` or the final ``dump`` with pages to the destination's page server. ``freezer`` empty: CRIU stops each task by ptrace."""
+def dump(action: str, *, pid: int, images: Path, parent: str, rootfs: str, freezer: str, address: str, port: int, read: bool) -> Argv:
+    """``pre-dump`` or the final ``dump`` with pages to the destination's page server.
+
+    ``freezer`` empty: CRIU stops each task by ptrace. ``read``: a pre-dump reads pages when the tasks run again.
+    """
     freeze: Argv = ("--freeze-cgroup", freezer) if freezer else ()
     argv: Argv = (
         "criu", action, "-t", str(pid), "-D", str(images), "-o", f"{action}.log", _VERBOSITY, "--track-mem", *parent_option(parent),
         *_SHARED, "--root", rootfs, *freeze, "--page-server", "--address", address, "--port", str(port),
     )  # fmt: skip
-    return argv if action == "pre-dump" else (*argv, "--action-script", HOOK, "--timeout", "60")
+    if action == "pre-dump":
+        return (*argv, "--pre-dump-mode", "read") if read else argv
+    return (*argv, "--action-script", HOOK, "--timeout", "60")
 
 
 def restore(*, images: Path, rootfs: str, pidfile: Path, join_cgroup: str) -> Argv:

@@ -47,8 +47,8 @@ def dump(**changes):
 
 def test_the_first_round():
     assert pre_dump().argv == (
-        "criu", "pre-dump", "-t", "77", "-D", "/run/emulab/out-web-1/1", "-o", "pre-dump.log", "-v2", "--track-mem", *SHARED,
-        "--freeze-cgroup", FREEZER, "--root", ROOT,
+        "criu", "pre-dump", "-t", "77", "-D", "/run/emulab/out-web-1/1", "-o", "pre-dump.log", "-v2", "--track-mem",
+        "--pre-dump-mode", "read", *SHARED, "--freeze-cgroup", FREEZER, "--root", ROOT,
     )  # fmt: skip
 
 
@@ -95,11 +95,18 @@ def test_the_restore_happens_inside_the_guests_cgroup():
     )
     assert call.argv[:4] == ("sh", "-c", 'echo $$ > /cg/cgroup.procs; exec "$@"', "sh")
     assert call.argv[4:] == (
-        "env", "LD_PRELOAD=/usr/local/lib/emulab/shim.so",
+        "env", "LD_PRELOAD=/usr/local/lib/emulab/shim.so", "EMULAB_SHIM_PREMAP=/run/emulab/out-web-1/final",
         "criu", "restore", "-D", "/run/emulab/out-web-1/final", "-o", "restore.log", "-v2", "-d", "--pidfile",
         "/run/emulab/out-web-1/restored.pid", *SHARED, "--root", ROOT, "--action-script", "/usr/local/lib/emulab/hook",
     )  # fmt: skip
     assert call.env == {"EMULAB_HOOK_SOCKET": "/run/r.sock"}
+
+
+def test_a_lazy_restore_places_nothing_in_advance():
+    """CRIU registers what it fills later, and inherits nothing from parents."""
+    restored = commands.restore(images=OUT, rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", lazy=True).argv
+    assert "--lazy-pages" in restored
+    assert not any(word.startswith("EMULAB_SHIM_PREMAP") for word in restored)
 
 
 def test_dump_and_restore_agree_on_how_the_guest_is_seen():
