@@ -74,7 +74,8 @@ def pre_dump(
     return CriuCall(
         (
             "criu", "pre-dump", "-t", str(pid), "-D", str(images), "-o", "pre-dump.log", VERBOSITY,
-            "--track-mem", *_parent(parent), "--pre-dump-mode", "read", *_SHARED, *_watched(watched), "--freeze-cgroup", freezer, "--root", rootfs,
+            "--track-mem", *_parent(parent), "--pre-dump-mode", "read", *_SHARED, *_watched(watched),
+            "--freeze-cgroup", freezer, "--root", rootfs,
         ),
         _shim(freezer, write_protect=write_protect, final=False),
     )  # fmt: skip
