@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -34,6 +35,7 @@ STORED = 0x80000000
 CHANGED = 0xC0000000
 ZERO_REF = 0xFFFFFFFF
 _ZERO_PAGE = bytes(PAGE)
+_RUN_PAGES = 64  # compared at once
 _MOST_CHANGED = PAGE // 16  # bytes of a page that may differ from its earlier version
 _GIGABIT = 117e6  # bytes of payload per second
 
@@ -89,8 +91,10 @@ class PageSender:
         self._compressor = Compressor(rate)
         self._offer: Offer | None = None
         self._files: list[Path] = []
+        self._number_of: dict[Path, int] = {}
         self._file_of = array("I")  # of each distinct page
         self._page_of = array("I")
+        self._numbers: list[array[int]] = []  # of each file's pages
         self.pages = 0
         self.zero_pages = 0
         self.stored_pages = 0
@@ -117,51 +121,84 @@ class PageSender:
 
     def chunk(self, folder: Path, parts: Sequence[Part], data: bytes) -> Chunk:
         """Next chunk to send: ``data`` is the content of ``parts``, files of ``folder``. Memory: about three times its size."""
-        known, refs, fresh = self._known, [], []
+        refs: list[int] = []
+        fresh: list[bytes] = []
         at, count = 0, len(self._known)
         with _Sources(self._files) as sources:
             for part in parts:
                 file = self._file_number(folder / part.name)
+                numbers = self._numbers[file]
                 before = self.versions.before(part.name, part.first, part.count)
-                numbers = []
-                for page_number, earlier in enumerate(before, part.first):
+                start, done = len(numbers), 0
+                while done < part.count:
                     page = data[at : at + PAGE]
-                    at += PAGE
                     if page == _ZERO_PAGE:
-                        refs.append(ZERO_REF)
-                        numbers.append(ZERO_REF)
-                        continue
-                    digest = blake3(page).digest()
-                    number = ref = known.get(digest, -1)
+                        number = ref = ZERO_REF
+                    else:
+                        digest = blake3(page).digest()
+                        number = ref = self._known.get(digest, -1)
                     if ref < 0:
-                        number = ref = known[digest] = len(known)
+                        number = self._known[digest] = len(self._known)
                         self._file_of.append(file)
-                        self._page_of.append(page_number)
-                        stored = self._offer.find(digest) if self._offer else None
-                        if stored is not None:
-                            ref = STORED + stored
-                            self.stored_pages += 1
-                        else:
-                            # Only a page of an earlier chunk is surely in its file on the other side.
-                            change = None
-                            if earlier is not None and earlier < count:
-                                change = _change(page, sources.read(self._file_of[earlier], self._page_of[earlier]))
-                            if change is not None:
-                                ref = CHANGED + earlier if earlier is not None else ref
-                                self.changed_pages += 1
-                            fresh.append(page if change is None else change)
-                    refs.append(ref)
+                        self._page_of.append(part.first + done)
+                        ref = self._introduce(page, number, digest, before[done], count, sources, fresh)
+                        run = [ref]
+                    elif ref == ZERO_REF:
+                        run = [ref]
+                    else:
+                        # What follows is mostly what followed there: compared, not hashed.
+                        run = [ref, *self._same(number, data, at + PAGE, part.count - done - 1, sources)]
+                    refs += run
                     numbers.append(number)
-                self.versions.sent(part.name, numbers)
+                    numbers.extend(run[1:])
+                    done += len(run)
+                    at += len(run) * PAGE
+                self.versions.sent(part.name, numbers[start:])
         self.pages += len(refs)
         self.zero_pages += refs.count(ZERO_REF)
         kind, content = self._compressor.pack(fresh) if fresh else (0, b"")
         return Chunk(tuple(parts), blake3(data).digest(), pack_refs(refs), kind, content)
 
+    def _introduce(
+        self, page: bytes, number: int, digest: bytes, earlier: int | None, before_chunk: int, sources: _Sources, fresh: list[bytes]
+    ) -> int:
+        """Reference of a page that is seen for the first time; what has to be sent of it is added to ``fresh``."""
+        stored = self._offer.find(digest) if self._offer else None
+        if stored is not None:
+            self.stored_pages += 1
+            return STORED + stored
+        # Only a page of an earlier chunk is surely in its file on the other side.
+        if earlier is not None and earlier < before_chunk:
+            change = _change(page, sources.read(self._file_of[earlier], self._page_of[earlier]))
+            if change is not None:
+                self.changed_pages += 1
+                fresh.append(change)
+                return CHANGED + earlier
+        fresh.append(page)
+        return number
+
+    def _same(self, number: int, data: bytes, at: int, most: int, sources: _Sources) -> list[int]:
+        """Numbers of the pages from ``data[at:]`` on that are equal to those which follow a page in its file."""
+        file, page = self._file_of[number], self._page_of[number] + 1
+        there = self._numbers[file]
+        count = min(most, _RUN_PAGES, len(there) - page)
+        if count <= 0:
+            return []
+        other = sources.read(file, page, count)
+        if data[at : at + count * PAGE] != other:
+            equal = 0
+            while equal < count and data[at + equal * PAGE : at + (equal + 1) * PAGE] == other[equal * PAGE : (equal + 1) * PAGE]:
+                equal += 1
+            count = equal
+        return there[page : page + count].tolist()
+
     def _file_number(self, path: Path) -> int:
-        if not self._files or self._files[-1] != path:
+        number = self._number_of.get(path)
+        if number is None:
+            number = self._number_of[path] = len(self._files)
             self._files.append(path)
-        return len(self._files) - 1
+            self._numbers.append(array("I"))
+        return number
 
 
 class _Sources:
@@ -174,11 +211,11 @@ class _Sources:
     def __enter__(self) -> Self:
         return self
 
-    def read(self, file: int, page: int) -> bytes:
+    def read(self, file: int, page: int, count: int = 1) -> bytes:
         descriptor = self._open.get(file)
         if descriptor is None:
             descriptor = self._open[file] = os.open(self._files[file], os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(descriptor, PAGE, page * PAGE)
+        return os.pread(descriptor, count * PAGE, page * PAGE)
 
     def __exit__(self, *_: object) -> None:
         for descriptor in self._open.values():
@@ -222,6 +259,7 @@ class PageReceiver:
         self._numbers: dict[Path, int] = {}
         self._files: list[int] = []
         self._sizes: list[int] = []  # in pages
+        self._pages = bytearray()
         self._file_of = array("I")  # of each distinct page
         self._page_of = array("I")
 
@@ -240,18 +278,18 @@ class PageReceiver:
         content = memoryview(
             self._decompressor.unpack(chunk.kind, chunk.content, sum(ref < STORED or ref >= CHANGED for _, ref in new) * PAGE)
         )
-        pages = bytearray(len(refs) * PAGE)
-        self._rebuild(refs, new, content, memoryview(pages))
+        if len(refs) * PAGE > len(self._pages):
+            self._pages = bytearray(len(refs) * PAGE)  # kept: to make one anew for each chunk costs as much as to fill it
+        pages = memoryview(self._pages)[: len(refs) * PAGE]
+        self._rebuild(refs, new, content, pages)
         if blake3(pages).digest() != chunk.digest:
             raise EmulabError("a page arrived that is not what was sent", hint="the migration can be tried again")
-        places = [
-            (file, page) for part, file in zip(chunk.parts, files, strict=True) for page in range(part.first, part.first + part.count)
-        ]
+        starts = list(accumulate((part.count for part in chunk.parts), initial=0))
         for at, _ in new:
-            file, page = places[at]
-            self._file_of.append(file)
-            self._page_of.append(page)
-        self._append(chunk.parts, files, refs, memoryview(pages))
+            which = bisect_right(starts, at) - 1
+            self._file_of.append(files[which])
+            self._page_of.append(chunk.parts[which].first + at - starts[which])
+        self._append(chunk.parts, files, refs, pages)
 
     def _open(self, path: Path) -> int:
         """Number of a pages file, created at its first part."""
@@ -284,8 +322,8 @@ class PageReceiver:
         for start, count in _runs(refs, fresh):
             ref, target = refs[start], pages[start * PAGE : (start + count) * PAGE]
             if ref == ZERO_REF:
-                continue
-            if ref >= CHANGED:
+                target[:] = bytes(count * PAGE)
+            elif ref >= CHANGED:
                 self._repeat(ref - CHANGED, count, (), pages, target)
                 for page in range(0, count * PAGE, PAGE):
                     target[page : page + PAGE] = xor(target[page : page + PAGE], content[taken : taken + PAGE])
