@@ -33,6 +33,8 @@ SHARE = 0.7  # of capacity
 _STILL_NEEDED = 3.2  # times the memory of a guest that runs: its images on both nodes, and its memory at the destination
 _STEADY_S = 3.0
 _WARM_S = 2.0
+_DRAINED_S = 15.0  # at 70 % of capacity what has queued up in 4 s needs 9 s to be gone
+_BEFORE_S = 5.0
 _IDLE_S = 2.5  # longer than the site's keep-alive: every connection is closed
 
 
@@ -152,7 +154,7 @@ class Bench:
 
     def response(self) -> Plan:
         workers = 32 if self._extent.quick else 64
-        moves = 2 if self._extent.quick else 2 * self._extent.repetitions
+        moves = 2 if self._extent.quick else 1 + self._extent.repetitions
         yield Case("response", f"{workers} workers, {SHARE:.0%} of capacity", OURS, 0, lambda: self._responses(workers, moves))
 
     # -- one case ----------------------------------------------------------------------------------------------------------------------
@@ -232,9 +234,8 @@ class Bench:
             moved: list[dict[str, Any]] = []
             errors: list[str] = []
             with self._bed.clients("open", clients=workers - 2, rate=f"{SHARE * capacity:.2f}") as load, self._probes() as probe:
-                time.sleep(2.0)
                 for _ in range(moves):
-                    time.sleep(3.0)
+                    time.sleep(_DRAINED_S)
                     try:
                         here = str(self._bed.testbed.find(guest)["node"])
                         moved.append(self._move(mover, guest, SOURCE if here == TO else TO))
@@ -246,7 +247,7 @@ class Bench:
                 probe.end_input()
                 probes = probe.json()
             for n, one in enumerate(moved):
-                parted = response_times(seen["rows"], one, after_s=moved[n - 1]["end_s"] + 1.0 if n else None)
+                parted = response_times(seen["rows"], one)
                 fields = {
                     "workers": workers,
                     "capacity_ops_s": capacity,
@@ -302,13 +303,13 @@ def longest_gap(done: list[float], start_s: float, end_s: float) -> float | None
     return max((b - a for a, b in pairwise(inside)), default=None)
 
 
-def response_times(rows: list[list[float]], moved: dict[str, Any], *, after_s: float | None) -> dict[str, Any]:
-    """Latencies before a migration and during its rounds (pooled later).
+def response_times(rows: list[list[float]], moved: dict[str, Any]) -> dict[str, Any]:
+    """Latencies in the seconds before a migration and during its rounds (pooled later).
 
     A request that was on its way when the guest froze counts without the blackout: the rounds are judged here, not the freeze.
     """
     start, freeze, resume = moved["start_s"], moved["freeze_s"], moved["resume_s"]
-    before = [latency for at, latency in rows if (after_s or start - 3.0) <= at and at + latency < start]
+    before = [latency for at, latency in rows if start - _BEFORE_S <= at and at + latency < start]
     rounds = []
     for at, latency in rows:
         if start <= at < freeze:
