@@ -71,12 +71,22 @@ def scan_written(pid: int, *, protect: bool = False) -> list[tuple[int, int]]:
 
     Without a tracker every such page counts as written. Raises OSError.
     """
+    return _scan(
+        pid, 0, _ADDRESSES_END, flags=_WP_MATCHING if protect else 0,
+        inverted=_FILE | _PFNZERO, mask=_WRITTEN | _FILE | _PFNZERO, any_of=_PRESENT | _SWAPPED,
+    )  # fmt: skip
+
+
+def scan_present(pid: int, start: int, end: int) -> list[tuple[int, int]]:
+    """Parts of an address range of a task that have memory. Raises OSError."""
+    return _scan(pid, start, end, flags=0, inverted=0, mask=0, any_of=_PRESENT | _SWAPPED)
+
+
+def _scan(pid: int, start: int, end: int, *, flags: int, inverted: int, mask: int, any_of: int) -> list[tuple[int, int]]:
     regions = (_Region * _REGIONS)()
     scan = _Scan(
-        size=ctypes.sizeof(_Scan), flags=_WP_MATCHING if protect else 0, start=0, end=_ADDRESSES_END,
-        vec=ctypes.addressof(regions), vec_len=_REGIONS,
-        category_inverted=_FILE | _PFNZERO, category_mask=_WRITTEN | _FILE | _PFNZERO,
-        category_anyof_mask=_PRESENT | _SWAPPED, return_mask=_WRITTEN,
+        size=ctypes.sizeof(_Scan), flags=flags, start=start, end=end, vec=ctypes.addressof(regions), vec_len=_REGIONS,
+        category_inverted=inverted, category_mask=mask, category_anyof_mask=any_of, return_mask=_WRITTEN,
     )  # fmt: skip
     found: list[tuple[int, int]] = []
     pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)

@@ -16,6 +16,7 @@ from emulab.migration.dirty import DirtyPages
 from emulab.migration.dump import is_traced, pages_in
 from emulab.migration.images import FolderSender
 from emulab.migration.inventory import count_mappings, take_inventory
+from emulab.migration.live import LiveRounds
 from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
 from emulab.migration.progress import Progress
@@ -37,6 +38,7 @@ class PreCopyRounds:
         options = leaving.options
         self._tracker = leaving.tracker = tracker.choose(options.dirty_tracker)
         self._dirty = DirtyPages(write_protect=self._tracker.write_protect)
+        self._live = LiveRounds() if self._tracker.write_protect else None
         self._rule = StopRule(options.freeze_budget_s, options.max_rounds, options.min_rounds)
         self._found = take_inventory(leaving.guest.cgroup.pids())
         leaving.throttle = Throttle(leaving.guest.cgroup, leaving.guest.spec.vcpus)
@@ -71,7 +73,7 @@ class PreCopyRounds:
         return True
 
     def _round(self, number: int) -> tuple[Round, Prediction]:
-        """One pre-dump: freeze for milliseconds, take the pages written since the last one, send them while the guest runs."""
+        """Take the pages written since the last round, and send them while the guest runs."""
         leaving, guest = self._leaving, self._leaving.guest
         previous = leaving.report.rounds[-1] if leaving.report.rounds else None
         expected = leaving.wire.bytes(previous.dirty_pages if previous else self._found.distinct_pages)
@@ -86,7 +88,11 @@ class PreCopyRounds:
             guest.cgroup.lift_quota()  # a throttled task could not reach its stop before the next period
             try:
                 self._tracker.arm(tasks)
-                frozen_s, clean_since = self._pre_dump(images)
+                if self._live:
+                    leaving.limit_guest()
+                    frozen_s, clean_since = 0.0, self._live.take(images, tasks, self._go_on)
+                else:
+                    frozen_s, clean_since = self._pre_dump(images)
             finally:
                 leaving.limit_guest()
             sending = clock.now()
@@ -95,8 +101,6 @@ class PreCopyRounds:
             sent_s, image_bytes = clock.now() - sending, leaving.peer.bytes_out - before
             leaving.chain.append(images)
             layer_bytes = leaving.layer_pass()
-        stats = read_dump_stats(images)
-        frozen_s = frozen_s or (stats.freezing_us + stats.frozen_us) / 1e6
         pages, mappings = pages_in(images), count_mappings(tasks)
         # What the guest writes again will hardly be repeats of other pages: of the first round, only distinct pages count.
         fresh = pages if number > 1 else leaving.sender.sent_pages - distinct
@@ -134,6 +138,11 @@ class PreCopyRounds:
         )  # fmt: skip
         return result, prediction
 
+    def _go_on(self) -> None:
+        self._leaving.control.check()
+        if self._leaving.stream:
+            self._leaving.stream.poll()
+
     def _learn_wire(self, pages: int, fresh: int, sent_bytes: int, sent_s: float) -> None:
         """What a page costs on the wire and in time, from a round that sent enough of them."""
         wire = self._leaving.wire
@@ -145,9 +154,9 @@ class PreCopyRounds:
         self._leaving.wire = Wire(self._leaving.rate(), ratio, page_s)
 
     def _pre_dump(self, images: Path) -> tuple[float, float]:
-        """Run CRIU; the vCPU limit is back as soon as the guest runs again.
+        """CRIU's own way, for soft-dirty: the guest stands still for some ms per task; its vCPU limit is back as soon as it runs again.
 
-        Returns how long it was stopped, seen from outside (0 if that was too short to see), and when it ran again.
+        Returns how long it was stopped, seen from outside if that was long enough to see, and when it ran again.
         """
         leaving, guest = self._leaving, self._leaving.guest
         call = commands.pre_dump(
@@ -177,4 +186,7 @@ class PreCopyRounds:
             time.sleep(0.002)
         if process.returncode != 0:
             raise EmulabError(f"CRIU pre-dump failed: {read_deciding_line(images / 'pre-dump.log', process.returncode)}")
-        return (resumed_at - stopped_at, resumed_at) if resumed_at else (0.0, clock.now())
+        if resumed_at:
+            return resumed_at - stopped_at, resumed_at
+        stats = read_dump_stats(images)
+        return (stats.freezing_us + stats.frozen_us) / 1e6, clock.now()

@@ -11,8 +11,11 @@ import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from conftest import SLOWNESS
+from conftest import SLOWNESS, TRACKER
 from killing import AGENT, Kill
+
+from emulab.criu import NATIVE
+from emulab.criu.tracker import has_soft_dirty
 
 BEFORE_COMMIT = ("layer", "round", "freeze", "dump", "transfer", "restore")
 PHASES = (*BEFORE_COMMIT, "commit", "resume")
@@ -204,13 +207,19 @@ class StaleSecret(Accident):
         self.scene.testbed.call(self.scene.destination, "node.configure", **{**self._known, **changed})
 
 
+def by_tracker():
+    """What takes the pages of a round: our tracker, or CRIU where soft-dirty is used."""
+    return ("criu",) if TRACKER != "write-protect" and has_soft_dirty() else (str(NATIVE / "tracker"),)
+
+
 def accidents():
     """Every accident of the matrix."""
     return [
         Killed("source agent killed", side="source"),
         Killed("destination agent killed", side="destination"),
-        Killed("CRIU killed on the source", ("round", "dump", "transfer", "restore", "commit", "resume"), side="source", victim=("criu",)),
-        Killed("CRIU killed at work on the source", ("round", "dump"), side="source", victim=("criu",), delay_s=0.03),
+        Killed("dirty tracker killed", ("round",), side="source", victim=by_tracker()),
+        Killed("CRIU killed on the source", ("dump", "transfer", "restore", "commit", "resume"), side="source", victim=("criu",)),
+        Killed("CRIU killed at work on the source", ("dump",), side="source", victim=("criu",), delay_s=0.03),
         Killed("CRIU killed on the destination", ("restore", "commit"), side="destination", victim=("criu",)),
         Killed("CRIU killed at work on the destination", ("restore",), side="destination", victim=("criu",), delay_s=0.05),
         CommanderKilled("command line killed"),

@@ -20,7 +20,7 @@ _SHORT = {
     ("source agent killed", "resume"),
     ("destination agent killed", "layer"),
     ("destination agent killed", "restore"),
-    ("CRIU killed on the source", "round"),
+    ("dirty tracker killed", "round"),
     ("CRIU killed on the source", "restore"),
     ("CRIU killed at work on the destination", "restore"),
     ("CRIU killed on the destination", "commit"),

@@ -1,0 +1,201 @@
+"""Pre-copy rounds that do not stop the guest: its written pages are found, protected and read while it runs.
+
+CRIU's pre-dump freezes every task and puts its parasite into each, 0.4 s for 65 web workers in each round. Asynchronous write-protect needs
+neither: PAGEMAP_SCAN tells which pages were written and protects them again in one step, so whatever a task writes afterwards, also while
+its page is being read, is in the next round. The images are such as pre-dump leaves: CRIU's final dump takes them for its parent's.
+
+Images are written as criu/images/{pagemap,inventory}.proto say. Each pagemap also names the pages of earlier rounds, as CRIU looks for a
+page only in the last one.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from emulab import clock
+from emulab.criu.pagemap import PARENT, PRESENT
+from emulab.migration.dirty import scan_present, scan_written
+from emulab.node.guest import start_ticks
+
+PAGE = 4096
+SHARED = "pages-shared.img"  # content that the destination will need, and nothing that CRIU knows of
+_COMMON_MAGIC, _PAGEMAP_MAGIC, _INVENTORY_MAGIC = 0x54564319, 0x56084025, 0x58313116
+_IMAGES_V1_1 = 2
+_AT_ONCE = 1024 * PAGE
+_SHARED_MEMORY = ("/dev/zero", "/SYSV", "/memfd:")
+
+Ranges = list[tuple[int, int]]  # [start, end) in bytes, ascending, apart from each other
+
+
+@dataclass
+class _Task:
+    """``image``: its number inside the guest, by which CRIU names images; ``held``: what earlier rounds have of it."""
+
+    image: int
+    started: int
+    held: Ranges = field(default_factory=list)
+
+
+class LiveRounds:
+    """The rounds of one migration under write-protect."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[int, _Task] = {}
+        self._shared = False
+
+    def take(self, images: Path, pids: Iterable[int], check: Callable[[], None]) -> float:
+        """Fill ``images`` with what was written since the last round. Tasks must be covered by the tracker.
+
+        Returns the instant from which on writes are for the next round. ``check`` is called often, and may raise to give up.
+        """
+        since = clock.now()
+        _write(images / "inventory.img", _INVENTORY_MAGIC, [_number(1, _IMAGES_V1_1) + _number(8, _uptime_us()) + _number(9, 0)])
+        for number, pid in enumerate(pids, 1):
+            check()
+            try:
+                task = self._task(pid)
+                if task:
+                    _take_task(images, pid, number, task, check)
+                if not self._shared:
+                    self._shared = True
+                    _take_shared(images, pid, check)
+            except (FileNotFoundError, ProcessLookupError):  # it has ended; CRIU will not ask for it
+                continue
+        return since
+
+    def _task(self, pid: int) -> _Task | None:
+        started = start_ticks(pid)
+        task = self._tasks.get(pid)
+        if task is None or task.started != started:
+            task = self._tasks[pid] = _Task(_inner_number(pid), started)
+        return task
+
+
+def _take_task(images: Path, pid: int, number: int, task: _Task, check: Callable[[], None]) -> None:
+    written = merged(scan_written(pid, protect=True))
+    present: Ranges = []
+    with (
+        (images / f"pagemap-{task.image}.img").open("wb", buffering=0) as pagemap,
+        (images / f"pages-{number}.img").open("wb", buffering=0) as pages,
+    ):
+        pagemap.write(struct.pack("=II", _COMMON_MAGIC, _PAGEMAP_MAGIC) + _message(_number(1, number)))
+        # CRIU reads its maps in the order of addresses.
+        for start, end, is_new in sorted([*((a, b, True) for a, b in written), *((a, b, False) for a, b in without(task.held, written))]):
+            if not is_new:
+                pagemap.write(_entry(start, end, PARENT))
+                continue
+            for begin, data in read_memory(pid, start, end):
+                check()
+                pages.write(data)
+                pagemap.write(_entry(begin, begin + len(data), PRESENT))
+                present.append((begin, begin + len(data)))
+    task.held = merged([*without(task.held, written), *present])
+
+
+def _take_shared(images: Path, pid: int, check: Callable[[], None]) -> None:
+    """Shared memory is saved in the freeze, whole: what of it crosses the wire now is only referred to then."""
+    with (images / SHARED).open("wb", buffering=0) as pages:
+        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+            fields = line.split(maxsplit=5)
+            if fields[1][3] != "s" or len(fields) < 6 or not fields[5].startswith(_SHARED_MEMORY):
+                continue
+            start, end = (int(address, 16) for address in fields[0].split("-"))
+            for first, last in merged(scan_present(pid, start, end)):
+                for _, data in read_memory(pid, first, last):
+                    check()
+                    pages.write(data)
+
+
+def read_memory(pid: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """(address, whole pages) of a range of a task's memory, without what is not mapped any more. Raises OSError if it has ended."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        while start < end:
+            data = _read(memory, start, min(end - start, _AT_ONCE))
+            if data:
+                yield start, data
+            start += len(data) or PAGE
+
+
+def _read(memory: IO[bytes], address: int, size: int) -> bytes:
+    try:
+        data = os.pread(memory.fileno(), size, address)
+    except OSError as error:
+        if isinstance(error, ProcessLookupError):
+            raise
+        return b""
+    return data[: len(data) // PAGE * PAGE]
+
+
+# -- ranges ----------------------------------------------------------------------------------------------------------------------------
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    found: Ranges = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        elif start < end:
+            found.append((start, end))
+    return found
+
+
+def without(ranges: Ranges, removed: Ranges) -> Ranges:
+    """What of ``ranges`` is not in ``removed``."""
+    found: Ranges = []
+    at = 0
+    for start, end in ranges:
+        while at < len(removed) and removed[at][1] <= start:
+            at += 1
+        left, i = start, at
+        while i < len(removed) and removed[i][0] < end:
+            if left < removed[i][0]:
+                found.append((left, removed[i][0]))
+            left = removed[i][1]
+            i += 1
+        if left < end:
+            found.append((left, end))
+    return found
+
+
+# -- images ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))
+
+
+def _number(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
+
+
+def _message(body: bytes) -> bytes:
+    return struct.pack("=I", len(body)) + body
+
+
+def _entry(start: int, end: int, flags: int) -> bytes:
+    return _message(_number(1, start) + _number(2, 0) + _number(4, flags) + _number(5, (end - start) // PAGE))
+
+
+def _write(path: Path, magic: int, bodies: Iterable[bytes]) -> None:
+    path.write_bytes(struct.pack("=II", _COMMON_MAGIC, magic) + b"".join(map(_message, bodies)))
+
+
+def _uptime_us() -> int:
+    """CRIU takes no page of an earlier image for a task that has started since."""
+    return int(float(Path("/proc/uptime").read_text().split()[0]) * 1e6)
+
+
+def _inner_number(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    raise ProcessLookupError(pid)

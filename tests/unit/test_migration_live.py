@@ -1,0 +1,125 @@
+"""Rounds that do not stop the guest: their images say what CRIU's would, and a task's memory is read as it is."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emulab.criu.pagemap import PARENT, PRESENT, messages, numbers, parse_pagemap
+from emulab.migration import live
+from emulab.migration.live import PAGE, SHARED, LiveRounds, merged, read_memory, without
+
+RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12)
+
+
+def pages_of(ranges):
+    return {page for start, end in ranges for page in range(start, end)}
+
+
+@given(RANGES)
+def test_merged_ranges_are_the_same_pages_in_order_and_apart(ranges):
+    found = merged(ranges)
+    assert pages_of(found) == pages_of(ranges)
+    assert all(a < b for a, b in found)
+    assert all(end < start for (_, end), (start, _) in zip(found, found[1:], strict=False))
+
+
+@given(RANGES, RANGES)
+def test_without_is_the_difference(ranges, removed):
+    one, other = merged(ranges), merged(removed)
+    assert pages_of(without(one, other)) == pages_of(one) - pages_of(other)
+    assert merged(without(one, other)) == without(one, other)
+
+
+@pytest.fixture
+def task():
+    """A process with three pages of known content; its address."""
+    program = (
+        "import mmap, ctypes, sys\n"
+        "m = mmap.mmap(-1, 3 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "m[:] = b'1' * 4096 + b'2' * 4096 + b'3' * 4096\n"
+        "print(ctypes.addressof(ctypes.c_char.from_buffer(m)), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen((sys.executable, "-c", program), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    yield process.pid, int(process.stdout.readline())
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+def test_memory_is_read_in_whole_pages(task):
+    pid, at = task
+    assert list(read_memory(pid, at + PAGE, at + 3 * PAGE)) == [(at + PAGE, b"2" * PAGE + b"3" * PAGE)]
+
+
+def test_what_is_not_mapped_is_left_out(task):
+    pid, at = task
+    found = list(read_memory(pid, 4096, 8 * 4096))
+    assert found == []
+    with pytest.raises((FileNotFoundError, ProcessLookupError)):
+        list(read_memory(4194304, at, at + PAGE))
+
+
+def rounds_over(monkeypatch, tmp_path, pid, *written):
+    """Take a round for each of ``written``; returns the folders."""
+    folders, taker = [], LiveRounds()
+    for number, ranges in enumerate(written, 1):
+        monkeypatch.setattr(live, "scan_written", lambda _, *, protect, ranges=ranges: list(ranges) if protect else pytest.fail())
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        taker.take(folder, [pid], lambda: None)
+        folders.append(folder)
+    return folders
+
+
+def runs(folder, pid):
+    return [(run.start, run.end, run.flags) for run in parse_pagemap((folder / f"pagemap-{pid}.img").read_bytes()).runs]
+
+
+def test_each_round_names_what_earlier_ones_have(task, tmp_path, monkeypatch):
+    pid, at = task
+    first, second, third = rounds_over(monkeypatch, tmp_path, pid, [(at, at + 3 * PAGE)], [(at + PAGE, at + 2 * PAGE)], [])
+    assert runs(first, pid) == [(at, at + 3 * PAGE, PRESENT)]
+    assert (first / "pages-1.img").read_bytes() == b"1" * PAGE + b"2" * PAGE + b"3" * PAGE
+    assert runs(second, pid) == [(at, at + PAGE, PARENT), (at + PAGE, at + 2 * PAGE, PRESENT), (at + 2 * PAGE, at + 3 * PAGE, PARENT)]
+    assert (second / "pages-1.img").read_bytes() == b"2" * PAGE
+    assert runs(third, pid) == [(at, at + 3 * PAGE, PARENT)]
+
+
+def test_a_page_that_could_not_be_read_is_in_no_image(task, tmp_path, monkeypatch):
+    pid, at = task
+    first, second, third = rounds_over(monkeypatch, tmp_path, pid, [(4096, 2 * 4096), (at, at + PAGE)], [(at, at + PAGE)], [])
+    assert runs(first, pid) == runs(second, pid) == [(at, at + PAGE, PRESENT)]
+    assert runs(third, pid) == [(at, at + PAGE, PARENT)]
+
+
+def test_the_inventory_tells_when_so_that_newer_tasks_take_nothing_from_it(task, tmp_path, monkeypatch):
+    pid, _ = task
+    (folder,) = rounds_over(monkeypatch, tmp_path, pid, [])
+    data = (folder / "inventory.img").read_bytes()
+    ((begin, end),) = messages(data)
+    fields = {number: value for number, value, _ in numbers(data, begin, end)}
+    assert fields[1] == 2
+    with open("/proc/uptime") as uptime:
+        assert 0 <= float(uptime.read().split()[0]) - fields[8] / 1e6 < 60
+
+
+def test_shared_memory_travels_once(tmp_path, monkeypatch):
+    with mmap.mmap(-1, 4 * PAGE, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as memory:
+        memory[PAGE : 2 * PAGE] = os.urandom(16) * (PAGE // 16)
+        content = memory[PAGE : 2 * PAGE]
+        first, second = rounds_over(monkeypatch, tmp_path, os.getpid(), [], [])
+        assert content in (first / SHARED).read_bytes()
+        assert not (second / SHARED).exists()
+
+
+def test_a_task_that_has_ended_is_left_out(tmp_path, monkeypatch):
+    (folder,) = rounds_over(monkeypatch, tmp_path, 4194304, [])
+    assert {path.name for path in folder.glob("pages-[0-9]*")} == set()
