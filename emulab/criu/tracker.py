@@ -1,14 +1,18 @@
 """Dirty trackers: how pre-copy learns which pages were written since the last round.
 
-``soft-dirty``     the kernel's own (CONFIG_MEM_SOFT_DIRTY); CRIU uses it by itself.
-``write-protect``  userfaultfd's asynchronous write-protect with PAGEMAP_SCAN (kernel ≥ 6.7), armed by the program ``tracker`` and
-                   presented to CRIU by ``shim.so``. Must be armed again before each round, for tasks and mappings that are new.
+``soft-dirty``     the kernel's own (CONFIG_MEM_SOFT_DIRTY); CRIU uses it by itself, and stops the guest in each round.
+``write-protect``  userfaultfd's asynchronous write-protect with PAGEMAP_SCAN (kernel ≥ 6.7), armed by the program ``tracker``, used by our
+                   own rounds, which stop nothing, and presented to CRIU's final dump by ``shim.so``. Must be armed again before each
+                   round, for tasks and mappings that are new.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
+import os
+import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +24,13 @@ from emulab.errors import EmulabError, UsageError
 
 KDAT = Path("/run/criu.kdat")
 NAMES = ("auto", "soft-dirty", "write-protect")
+_USERFAULTFD_SYSCALL = 323  # x86-64
+_UFFD_API = 0xAA
+_UFFDIO_API = 0xC018AA3F
+_FEATURES = 1 << 13 | 1 << 15  # UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC
+_USER_MODE_ONLY = 1
+_PAGEMAP_SCAN = 0xC0606610
+_PAGE_IS_WRITTEN = 1 << 1
 
 
 class TrackerError(EmulabError):
@@ -102,6 +113,24 @@ def has_soft_dirty() -> bool:
         page.close()
 
 
+def has_write_protect() -> bool:
+    """Whether userfaultfd knows asynchronous write-protect and /proc/PID/pagemap can be scanned for it (Linux 6.7)."""
+    descriptor = ctypes.CDLL(None, use_errno=True).syscall(_USERFAULTFD_SYSCALL, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
+    if descriptor < 0:
+        return False
+    try:
+        fcntl.ioctl(descriptor, _UFFDIO_API, struct.pack("QQQ", _UFFD_API, _FEATURES, 0))
+        # struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages, four category masks
+        scan = struct.pack("12Q", 96, 0, 0, mmap.PAGESIZE, 0, 0, 0, 0, 0, 0, _PAGE_IS_WRITTEN, 0)
+        with Path("/proc/self/pagemap").open("rb") as pagemap:
+            fcntl.ioctl(pagemap, _PAGEMAP_SCAN, scan)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def warm_feature_cache(runner: Runner) -> None:
     """Let CRIU probe the kernel now (0.1 s) and not inside the first freeze; with the shim where it will be needed."""
     KDAT.unlink(missing_ok=True)
@@ -110,10 +139,10 @@ def warm_feature_cache(runner: Runner) -> None:
 
 
 def choose(name: str) -> DirtyTracker:
-    """The tracker asked for; ``auto`` prefers the kernel's own. Raises UsageError for one this kernel does not have."""
+    """The tracker asked for; ``auto`` prefers the one whose rounds do not stop the guest. Raises UsageError for one this kernel lacks."""
     if name not in NAMES:
         raise UsageError(f"unknown dirty tracker {name!r}", hint=f"one of {', '.join(NAMES)}")
-    if name == "write-protect":
+    if name == "write-protect" or (name == "auto" and has_write_protect()):
         return WriteProtect()
     if has_soft_dirty():
         return SoftDirty()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import mmap
-import os
 import platform
 import re
 import struct
@@ -13,18 +11,12 @@ import sys
 from pathlib import Path
 
 from emulab.command import Argv, Runner
+from emulab.criu.tracker import has_write_protect
 from emulab.doctor.model import Finding, Say, bad, good, warn
 from emulab.errors import EmulabError
 
 OLDEST = (5, 4)
 _SOFT_DIRTY = 1 << 55  # Documentation/admin-guide/mm/soft-dirty.rst
-_USERFAULTFD_SYSCALL = 323  # x86-64
-_UFFD_API = 0xAA
-_UFFDIO_API = 0xC018AA3F
-_FEATURES = 1 << 13 | 1 << 15  # UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC
-_USER_MODE_ONLY = 1
-_PAGEMAP_SCAN = 0xC0606610
-_PAGE_IS_WRITTEN = 1 << 1
 
 # In a network namespace of its own: what the nodes' links are made of.
 _LINKS = """set -e
@@ -115,28 +107,6 @@ def has_soft_dirty() -> bool:
         return cleared and bool(_pagemap_entry(address) & _SOFT_DIRTY)
     except (OSError, struct.error):
         return False
-
-
-def has_write_protect() -> bool:
-    """Whether userfaultfd knows asynchronous write-protect and /proc/PID/pagemap can be scanned for it (Linux 6.7)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.syscall(_USERFAULTFD_SYSCALL, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
-    if descriptor < 0:
-        return False
-    page, address = _page()
-    try:
-        fcntl.ioctl(descriptor, _UFFDIO_API, struct.pack("QQQ", _UFFD_API, _FEATURES, 0))
-        start = address // mmap.PAGESIZE * mmap.PAGESIZE
-        # struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages, four category masks
-        scan = struct.pack("12Q", 96, 0, start, start + mmap.PAGESIZE, 0, 0, 0, 0, 0, 0, _PAGE_IS_WRITTEN, 0)
-        with Path("/proc/self/pagemap").open("rb") as pagemap:
-            fcntl.ioctl(pagemap, _PAGEMAP_SCAN, scan)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-        del page
-    return True
 
 
 def check_dirty_tracking() -> Finding:

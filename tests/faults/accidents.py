@@ -15,7 +15,7 @@ from conftest import SLOWNESS, TRACKER
 from killing import AGENT, Kill
 
 from emulab.criu import NATIVE
-from emulab.criu.tracker import has_soft_dirty
+from emulab.criu.tracker import has_write_protect
 
 BEFORE_COMMIT = ("layer", "round", "freeze", "dump", "transfer", "restore")
 PHASES = (*BEFORE_COMMIT, "commit", "resume")
@@ -209,7 +209,7 @@ class StaleSecret(Accident):
 
 def by_tracker():
     """What takes the pages of a round: our tracker, or CRIU where soft-dirty is used."""
-    return ("criu",) if TRACKER != "write-protect" and has_soft_dirty() else (str(NATIVE / "tracker"),)
+    return (str(NATIVE / "tracker"),) if TRACKER != "soft-dirty" and has_write_protect() else ("criu",)
 
 
 def accidents():
