@@ -54,7 +54,9 @@ class LiveRounds:
         Returns the instant from which on writes are for the next round. ``check`` is called often, and may raise to give up.
         """
         since = clock.now()
-        _write(images / "inventory.img", _INVENTORY_MAGIC, [_number(1, _IMAGES_V1_1) + _number(8, _uptime_us()) + _number(9, 0)])
+        # CRIU takes no page of an earlier image for a task that has started since.
+        told = _number(1, _IMAGES_V1_1) + _number(8, _uptime_us()) + _number(9, 0)
+        (images / "inventory.img").write_bytes(struct.pack("=I", _INVENTORY_MAGIC) + _message(told))  # the only image with one magic
         for number, pid in enumerate(pids, 1):
             check()
             try:
@@ -77,7 +79,7 @@ class LiveRounds:
 
 
 def _take_task(images: Path, pid: int, number: int, task: _Task, check: Callable[[], None]) -> None:
-    written = merged(scan_written(pid, protect=True))
+    written = merged([*scan_written(pid, protect=True), *_vdso(pid)])
     present: Ranges = []
     with (
         (images / f"pagemap-{task.image}.img").open("wb", buffering=0) as pagemap,
@@ -97,6 +99,18 @@ def _take_task(images: Path, pid: int, number: int, task: _Task, check: Callable
     task.held = merged([*without(task.held, written), *present])
 
 
+def _vdso(pid: int) -> Ranges:
+    """CRIU saves it too, and no tracker covers it: a new program may have it at another address."""
+    maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    return [range_of(line) for line in maps.splitlines() if line.endswith("[vdso]")]
+
+
+def range_of(line: str) -> tuple[int, int]:
+    """Of a line of /proc/PID/maps."""
+    start, end = line.split(maxsplit=1)[0].split("-")
+    return int(start, 16), int(end, 16)
+
+
 def _take_shared(images: Path, pid: int, check: Callable[[], None]) -> None:
     """Shared memory is saved in the freeze, whole: what of it crosses the wire now is only referred to then."""
     with (images / SHARED).open("wb", buffering=0) as pages:
@@ -104,8 +118,7 @@ def _take_shared(images: Path, pid: int, check: Callable[[], None]) -> None:
             fields = line.split(maxsplit=5)
             if fields[1][3] != "s" or len(fields) < 6 or not fields[5].startswith(_SHARED_MEMORY):
                 continue
-            start, end = (int(address, 16) for address in fields[0].split("-"))
-            for first, last in merged(scan_present(pid, start, end)):
+            for first, last in merged(scan_present(pid, *range_of(line))):
                 for _, data in read_memory(pid, first, last):
                     check()
                     pages.write(data)
@@ -185,12 +198,7 @@ def _entry(start: int, end: int, flags: int) -> bytes:
     return _message(_number(1, start) + _number(2, 0) + _number(4, flags) + _number(5, (end - start) // PAGE))
 
 
-def _write(path: Path, magic: int, bodies: Iterable[bytes]) -> None:
-    path.write_bytes(struct.pack("=II", _COMMON_MAGIC, magic) + b"".join(map(_message, bodies)))
-
-
 def _uptime_us() -> int:
-    """CRIU takes no page of an earlier image for a task that has started since."""
     return int(float(Path("/proc/uptime").read_text().split()[0]) * 1e6)
 
 

@@ -47,8 +47,8 @@ def dump(**changes):
 
 def test_the_first_round():
     assert pre_dump().argv == (
-        "criu", "pre-dump", "-t", "77", "-D", "/run/emulab/out-web-1/1", "-o", "pre-dump.log", "-v2", "--track-mem",
-        "--pre-dump-mode", "read", *SHARED, "--freeze-cgroup", FREEZER, "--root", ROOT,
+        "criu", "pre-dump", "-t", "77", "-D", "/run/emulab/out-web-1/1", "-o", "pre-dump.log", "-v2", "--track-mem", *SHARED,
+        "--freeze-cgroup", FREEZER, "--root", ROOT,
     )  # fmt: skip
 
 

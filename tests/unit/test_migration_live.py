@@ -81,16 +81,21 @@ def rounds_over(monkeypatch, tmp_path, pid, *written):
 
 
 def runs(folder, pid):
-    return [(run.start, run.end, run.flags) for run in parse_pagemap((folder / f"pagemap-{pid}.img").read_bytes()).runs]
+    """What a pagemap says, but for the vDSO, which is in every round."""
+    (vdso,) = live._vdso(pid)
+    found = [(run.start, run.end, run.flags) for run in parse_pagemap((folder / f"pagemap-{pid}.img").read_bytes()).runs]
+    assert (*vdso, PRESENT) in found
+    return [run for run in found if run[:2] != vdso]
 
 
 def test_each_round_names_what_earlier_ones_have(task, tmp_path, monkeypatch):
     pid, at = task
     first, second, third = rounds_over(monkeypatch, tmp_path, pid, [(at, at + 3 * PAGE)], [(at + PAGE, at + 2 * PAGE)], [])
     assert runs(first, pid) == [(at, at + 3 * PAGE, PRESENT)]
-    assert (first / "pages-1.img").read_bytes() == b"1" * PAGE + b"2" * PAGE + b"3" * PAGE
+    assert b"1" * PAGE + b"2" * PAGE + b"3" * PAGE in (first / "pages-1.img").read_bytes()
     assert runs(second, pid) == [(at, at + PAGE, PARENT), (at + PAGE, at + 2 * PAGE, PRESENT), (at + 2 * PAGE, at + 3 * PAGE, PARENT)]
-    assert (second / "pages-1.img").read_bytes() == b"2" * PAGE
+    assert b"2" * PAGE in (second / "pages-1.img").read_bytes()
+    assert b"3" * PAGE not in (second / "pages-1.img").read_bytes()
     assert runs(third, pid) == [(at, at + 3 * PAGE, PARENT)]
 
 
@@ -104,7 +109,7 @@ def test_a_page_that_could_not_be_read_is_in_no_image(task, tmp_path, monkeypatc
 def test_the_inventory_tells_when_so_that_newer_tasks_take_nothing_from_it(task, tmp_path, monkeypatch):
     pid, _ = task
     (folder,) = rounds_over(monkeypatch, tmp_path, pid, [])
-    data = (folder / "inventory.img").read_bytes()
+    data = bytes(4) + (folder / "inventory.img").read_bytes()  # it has one magic number less than others
     ((begin, end),) = messages(data)
     fields = {number: value for number, value, _ in numbers(data, begin, end)}
     assert fields[1] == 2
