@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -83,7 +84,8 @@ class WriteProtect:
     def close(self) -> None:
         """Closing takes the protection off the guest: the kernel does so when the last descriptor goes."""
         if self._process.stdin:
-            self._process.stdin.close()
+            with contextlib.suppress(OSError):  # it was killed with a request still unread
+                self._process.stdin.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
