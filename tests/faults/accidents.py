@@ -11,11 +11,8 @@ import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from conftest import SLOWNESS, TRACKER
+from conftest import SLOWNESS, TAKES_ROUNDS
 from killing import AGENT, Kill
-
-from emulab.criu import NATIVE
-from emulab.criu.tracker import has_write_protect
 
 BEFORE_COMMIT = ("layer", "round", "freeze", "dump", "transfer", "restore")
 PHASES = (*BEFORE_COMMIT, "commit", "resume")
@@ -207,17 +204,12 @@ class StaleSecret(Accident):
         self.scene.testbed.call(self.scene.destination, "node.configure", **{**self._known, **changed})
 
 
-def by_tracker():
-    """What takes the pages of a round: our tracker, or CRIU where soft-dirty is used."""
-    return (str(NATIVE / "tracker"),) if TRACKER != "soft-dirty" and has_write_protect() else ("criu",)
-
-
 def accidents():
     """Every accident of the matrix."""
     return [
         Killed("source agent killed", side="source"),
         Killed("destination agent killed", side="destination"),
-        Killed("dirty tracker killed", ("round",), side="source", victim=by_tracker()),
+        Killed("dirty tracker killed", ("round",), side="source", victim=TAKES_ROUNDS),
         Killed("CRIU killed on the source", ("dump", "transfer", "restore", "commit", "resume"), side="source", victim=("criu",)),
         Killed("CRIU killed at work on the source", ("dump",), side="source", victim=("criu",), delay_s=0.03),
         Killed("CRIU killed on the destination", ("restore", "commit"), side="destination", victim=("criu",)),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from emulab.criu import NATIVE
+from emulab.criu.tracker import has_write_protect
 from emulab.engine import connect, ensure_images
 from emulab.engine.recipe import NODE
 from emulab.engine.settings import Settings
@@ -30,6 +32,8 @@ SETTINGS = Settings(
 # A machine whose processor is emulated is that many times slower; a kernel may have one dirty tracker only.
 SLOWNESS = float(os.environ.get("EMULAB_TEST_SLOWNESS", "1"))
 TRACKER = os.environ.get("EMULAB_DIRTY_TRACKER", "auto")
+# The program that is at work in a round of pre-copy.
+TAKES_ROUNDS = (str(NATIVE / "tracker"),) if TRACKER != "soft-dirty" and has_write_protect() else ("criu", "pre-dump")
 SELFCHECK = Path(__file__).parent / "selfcheck"
 IMAGE_TAG = NODE
 MEMORY = 512 * 2**20

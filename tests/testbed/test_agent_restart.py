@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from conftest import answers, settled, wait_until
+from conftest import TAKES_ROUNDS, answers, settled, wait_until
 from killing import AGENT, Kill
 
 from emulab.errors import EmulabError
@@ -38,7 +38,7 @@ def test_an_agent_that_is_killed_at_rest_is_followed_by_one_that_knows_its_guest
 
 
 MOMENTS = [
-    pytest.param("host1", ("program", "criu", "pre-dump"), "host1", id="source at a pre-dump"),
+    pytest.param("host1", ("program", *TAKES_ROUNDS), "host1", id="source in a round"),
     pytest.param("host1", ("program", "criu", "dump"), "host1", id="source at the final dump"),
     pytest.param("host2", ("journal", '"prepared"'), "host1", id="destination while memory arrives"),
     pytest.param("host2", ("program", "criu", "restore"), "host1", id="destination at the restore"),

@@ -41,7 +41,14 @@ def serves(testbed):
 
 @pytest.mark.parametrize(
     "mover",
-    [Ours(), Stock("pre-dump", "quota"), Stock("pre-dump", "ptrace"), Stock("stop-and-copy", "plain"), Stock("stop-and-copy", "zstd")],
+    [
+        Ours(),
+        Stock("pre-dump", "quota"),
+        pytest.param(Stock("pre-dump", "ptrace"), marks=pytest.mark.soak),
+        pytest.param(Stock("pre-dump", "read"), marks=pytest.mark.soak),
+        Stock("stop-and-copy", "plain"),
+        pytest.param(Stock("stop-and-copy", "zstd"), marks=pytest.mark.soak),
+    ],
     ids=lambda mover: f"{mover.key} {getattr(mover, 'setting', '')}".strip(),
 )
 def test_every_method_moves_a_running_guest_and_can_be_removed_without_a_trace(moving, guest, mover):
