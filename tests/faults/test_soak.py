@@ -17,6 +17,7 @@ pytestmark = pytest.mark.testbed
 MIGRATIONS = int(os.environ.get("MIGRATIONS", "200"))
 MIB = 1 << 20
 # What may differ between two moments at rest: memory, and descriptors and threads of conversations that are just ending.
+_ALIKE = 20  # migrations after which five hosts and four strategies are where they were: an agent's memory depends on what it did last
 _SLACK = {"agent memory": 24 * MIB, "node memory": 48 * MIB, "agent descriptors": 4, "agent threads": 4, "processes": 3}
 _PER_MIGRATION = {"agent memory": 64 * 1024, "node memory": 128 * 1024, "agent descriptors": 0.05, "agent threads": 0.05}
 
@@ -67,9 +68,9 @@ def test_ten_migrations_in_a_row_leave_nothing(start):
 def test_many_migrations_in_a_row_leave_nothing(start):
     guest = start()
     with guest.under_requests() as requests:
-        samples = round_trips(guest, MIGRATIONS, every=10)
+        samples = round_trips(guest, MIGRATIONS, every=_ALIKE)
     assert requests["requests"] > 50 * MIGRATIONS
-    warmed_up = samples[min(2, len(samples) - 1) :]
+    warmed_up = samples[min(1, len(samples) - 1) :]
     assert grown(warmed_up) == []
     assert guest.runs_only_here() == "host1"
 
