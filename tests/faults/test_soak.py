@@ -16,8 +16,8 @@ pytestmark = pytest.mark.testbed
 
 MIGRATIONS = int(os.environ.get("MIGRATIONS", "200"))
 MIB = 1 << 20
-# What may differ between two moments at rest: memory, and descriptors and threads of conversations that are just ending.
 _ALIKE = 20  # migrations after which five hosts and four strategies are where they were: an agent's memory depends on what it did last
+# What may differ between two moments at rest: memory, and descriptors and threads of conversations that are just ending.
 _SLACK = {"agent memory": 24 * MIB, "node memory": 48 * MIB, "agent descriptors": 4, "agent threads": 4, "processes": 3}
 _PER_MIGRATION = {"agent memory": 64 * 1024, "node memory": 128 * 1024, "agent descriptors": 0.05, "agent threads": 0.05}
 
