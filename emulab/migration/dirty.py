@@ -102,14 +102,19 @@ def _scan(pid: int, start: int, end: int, *, flags: int, inverted: int, mask: in
     return found
 
 
+def range_of(line: str) -> tuple[int, int]:
+    """Addresses [start, end) of a line of /proc/PID/maps."""
+    start, end = line.split(maxsplit=1)[0].split("-")
+    return int(start, 16), int(end, 16)
+
+
 def _soft_dirty(pid: int) -> int:
     total = 0
     pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
-            addresses, mode = line.split(maxsplit=2)[:2]
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            if mode[3] == "p" and end <= _ADDRESSES_END:
+            start, end = range_of(line)
+            if line.split(maxsplit=2)[1][3] == "p" and end <= _ADDRESSES_END:
                 total += count_soft_dirty(os.pread(pagemap, (end - start) // PAGE * 8, start // PAGE * 8))
     finally:
         os.close(pagemap)

@@ -19,7 +19,7 @@ from typing import IO
 
 from emulab import clock
 from emulab.criu.pagemap import PARENT, PRESENT
-from emulab.migration.dirty import scan_present, scan_written
+from emulab.migration.dirty import range_of, scan_present, scan_written
 from emulab.node.guest import start_ticks
 
 PAGE = 4096
@@ -60,9 +60,7 @@ class LiveRounds:
         for number, pid in enumerate(pids, 1):
             check()
             try:
-                task = self._task(pid)
-                if task:
-                    _take_task(images, pid, number, task, check)
+                _take_task(images, pid, number, self._task(pid), check)
                 if not self._shared:
                     self._shared = True
                     _take_shared(images, pid, check)
@@ -70,7 +68,7 @@ class LiveRounds:
                 continue
         return since
 
-    def _task(self, pid: int) -> _Task | None:
+    def _task(self, pid: int) -> _Task:
         started = start_ticks(pid)
         task = self._tasks.get(pid)
         if task is None or task.started != started:
@@ -80,14 +78,14 @@ class LiveRounds:
 
 def _take_task(images: Path, pid: int, number: int, task: _Task, check: Callable[[], None]) -> None:
     written = merged([*scan_written(pid, protect=True), *_vdso(pid)])
-    present: Ranges = []
+    kept, present = without(task.held, written), []
     with (
         (images / f"pagemap-{task.image}.img").open("wb", buffering=0) as pagemap,
         (images / f"pages-{number}.img").open("wb", buffering=0) as pages,
     ):
         pagemap.write(struct.pack("=II", _COMMON_MAGIC, _PAGEMAP_MAGIC) + _message(_number(1, number)))
         # CRIU reads its maps in the order of addresses.
-        for start, end, is_new in sorted([*((a, b, True) for a, b in written), *((a, b, False) for a, b in without(task.held, written))]):
+        for start, end, is_new in sorted([*((a, b, True) for a, b in written), *((a, b, False) for a, b in kept)]):
             if not is_new:
                 pagemap.write(_entry(start, end, PARENT))
                 continue
@@ -96,19 +94,13 @@ def _take_task(images: Path, pid: int, number: int, task: _Task, check: Callable
                 pages.write(data)
                 pagemap.write(_entry(begin, begin + len(data), PRESENT))
                 present.append((begin, begin + len(data)))
-    task.held = merged([*without(task.held, written), *present])
+    task.held = merged([*kept, *present])
 
 
 def _vdso(pid: int) -> Ranges:
     """CRIU saves it too, and no tracker covers it: a new program may have it at another address."""
     maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
     return [range_of(line) for line in maps.splitlines() if line.endswith("[vdso]")]
-
-
-def range_of(line: str) -> tuple[int, int]:
-    """Of a line of /proc/PID/maps."""
-    start, end = line.split(maxsplit=1)[0].split("-")
-    return int(start, 16), int(end, 16)
 
 
 def _take_shared(images: Path, pid: int, check: Callable[[], None]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
-from emulab.migration.layer import LayerSender
+from emulab.migration.layer import BLOCK, LayerSender
 from emulab.migration.layer_receiver import LayerReceiver
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -36,6 +39,19 @@ class Ends:
 
     def same(self):
         assert snapshot(self.here) == snapshot(self.there)
+
+
+@contextmanager
+def stored_through_a_mapping(ends):
+    """A file that the other side has, and that has since been changed by a store; its times may say nothing of it."""
+    path = ends.there / "mapped"
+    path.write_bytes(bytes(4 * BLOCK))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping[2 * BLOCK] = 1
+        time.sleep(0.05)
+        ends.move()
+        mapping[2 * BLOCK] = 2
+        yield path
 
 
 def snapshot(root):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.mapped import shared_writable
 
 sys.path.insert(0, str(Path(__file__).parent))
-from layerends import Ends
+from layerends import Ends, stored_through_a_mapping
 
 
 @pytest.fixture
@@ -177,13 +176,7 @@ def test_user_attributes_arrive_and_go(ends):
 
 def test_stores_through_a_mapping_are_found_by_looking_again(ends):
     """Such a store changes a file's content, but its times only now and then."""
-    path = ends.there / "mapped"
-    path.write_bytes(bytes(4 * BLOCK))
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
-        mapping[2 * BLOCK] = 1
-        time.sleep(0.05)
-        ends.move()
-        mapping[2 * BLOCK] = 2
+    with stored_through_a_mapping(ends) as path:
         assert str(path) in shared_writable(Path("/proc/self/maps").read_text())
         assert ends.move(again={"mapped"}) == 1
     ends.same()

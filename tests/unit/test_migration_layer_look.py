@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 import threading
@@ -15,7 +14,7 @@ from emulab.errors import EmulabError
 from emulab.migration.layer import BLOCK
 
 sys.path.insert(0, str(Path(__file__).parent))
-from layerends import Ends
+from layerends import Ends, stored_through_a_mapping
 
 
 @pytest.fixture
@@ -122,13 +121,7 @@ def test_a_link_made_after_the_look_is_one_to_the_file_that_is_there_already(end
 
 
 def test_a_look_compares_the_content_of_mapped_files(ends):
-    path = ends.there / "mapped"
-    path.write_bytes(bytes(4 * BLOCK))
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
-        mapping[2 * BLOCK] = 1
-        time.sleep(0.05)
-        ends.move()
-        mapping[2 * BLOCK] = 2
+    with stored_through_a_mapping(ends):
         with ends.sender.looking({"mapped"}):
             pass
         assert ends.move() == 1
