@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from emulab.analysis import blackout, checks, connections, downtime, model, paper, recovery, resources, sla
+from emulab.analysis import checks, connections, downtime, migrations, model, paper, resources, sla
 from emulab.analysis.accounting import Steady, steady_state
 from emulab.analysis.interval import Interval
+from emulab.analysis.migrations import Affected, connection_counts, describe
 from emulab.analysis.percentiles import faban_percentile, percentiles
-from emulab.analysis.quantities import seconds
-from emulab.analysis.run import Migration, Run, load_run, probe_interval_s
+from emulab.analysis.quantities import finite, number, text
+from emulab.analysis.run import Run, load_run, probe_interval_s
 from emulab.analysis.split import phases
 from emulab.analysis.story import story
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class Affected:
-    """A migration with the stretch of time it disturbed and what "ordinary" was before it."""
-
-    migration: Migration
-    interval: Interval
-    recovery_s: float
-    medians: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -64,22 +53,7 @@ def write_summary(run_dir: str | Path) -> dict[str, Any]:
 def analyse(run: Run) -> Analysis:
     """Steady-state accounting, the affected interval of every migration, rates of the samples."""
     steady = steady_state(run.operations, run.steady) if run.steady else None
-    return Analysis(run, steady, _affected(run, steady), sla.Rule.from_scenario(run.section("sla")), resources.rates(run.samples))
-
-
-def _affected(run: Run, steady: Steady | None) -> list[Affected]:
-    found: list[Affected] = []
-    for n, migration in enumerate(run.migrations):
-        if steady is None:
-            found.append(Affected(migration, recovery.affected(migration, math.nan, migration.end_s), math.nan, {}))
-            continue
-        later = [other.start_s for other in run.migrations[n + 1 :]]
-        until = max(min([steady.interval.end_s, *later]), migration.start_s)
-        # Ordinary is what it was before the first migration: after it, a backlog may still be there.
-        before = steady.counted[steady.counted["end_s"] < run.migrations[0].start_s]
-        recovered = recovery.recovery_s(run.operations, recovery.ordinary_limits(before), migration.resume_s, until)
-        found.append(Affected(migration, recovery.affected(migration, recovered, until), recovered, recovery.medians(before)))
-    return found
+    return Analysis(run, steady, migrations.affected(run, steady), sla.Rule.from_scenario(run.section("sla")), resources.rates(run.samples))
 
 
 def summarise_analysis(analysis: Analysis) -> dict[str, Any]:
@@ -87,16 +61,16 @@ def summarise_analysis(analysis: Analysis) -> dict[str, Any]:
     run = analysis.run
     operations = _operations(analysis)
     verdict = _sla(analysis, operations)
-    migrations = [_migration(analysis, item) for item in analysis.affected]
+    migrations = [describe(run, analysis.steady, item) for item in analysis.affected]
     load = _load(analysis)
     requests = _steady_requests(analysis)
     summary = model.Summary(
         status=run.status,
-        error=_text(run.manifest.get("error")),
+        error=text(run.manifest.get("error")),
         run_id=str(run.manifest.get("id") or run.path.resolve().name),
         scenario=str(run.scenario.get("name") or "unnamed"),
         seed=run.scenario.get("seed"),
-        started_at=_text(run.manifest.get("started_at")),
+        started_at=text(run.manifest.get("started_at")),
         story=story(run.status, load, verdict, operations, migrations),
         steady=model.Steady(start_mono_s=run.steady.start_s, length_s=run.steady.length_s) if run.steady else None,
         load=load,
@@ -106,22 +80,13 @@ def summarise_analysis(analysis: Analysis) -> dict[str, Any]:
         probe=_probe(run),
         checks=_checks(analysis, load),
         requests=_request_kinds(requests),
-        connections=_connections(run, None),
+        connections=connection_counts(run, None),
         resources=_resources(analysis),
         calibration=_calibration(run),
-        paper=_paper(load, verdict, migrations),
+        paper=_paper(load, verdict, operations, migrations),
         missing=list(run.missing),
     )
     return summary.model_dump(mode="json", by_alias=True)
-
-
-def finite(value: float | None) -> float | None:
-    """JSON knows no NaN and no infinity: null instead. Rounded to 1 ns, far below any clock's noise."""
-    return None if value is None or not math.isfinite(value) else round(float(value), 9)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
 
 
 def _steady_requests(analysis: Analysis) -> pd.DataFrame:
@@ -239,102 +204,6 @@ def _sla(analysis: Analysis, operations: dict[str, model.Operation]) -> model.Sl
     )
 
 
-def _migration(analysis: Analysis, item: Affected) -> model.Migration:
-    run, migration, raw = analysis.run, item.migration, item.migration.raw
-    origin = run.origin_s
-    counted = analysis.steady.counted if analysis.steady else None
-    rounds_end = migration.freeze_s if math.isfinite(migration.freeze_s) else migration.end_s
-    hit = connections.overlapping(run.requests, item.interval)
-    operations = run.operations
-    failed = operations[(operations["outcome"] == "error") & (operations["start_s"] < item.interval.end_s)]
-    rounds = [_round(entry, item, counted, origin) for entry in migration.rounds]
-    predictions = [entry.predicted_blackout_s for entry in rounds if entry.kind == "pre-dump" and entry.predicted_blackout_s is not None]
-    return model.Migration(
-        id=migration.id,
-        vm=migration.vm,
-        source=migration.source,
-        destination=migration.destination,
-        strategy=_text(raw.get("strategy")),
-        dirty_tracker=_text(raw.get("dirty_tracker")),
-        outcome=migration.outcome,
-        reason=migration.reason,
-        start_s=finite(migration.start_s - origin),
-        freeze_at_s=finite(migration.freeze_s - origin),
-        resume_at_s=finite(migration.resume_s - origin),
-        total_s=finite(migration.total_s),
-        blackout_s=finite(migration.blackout_s),
-        client_stall_s=finite(downtime.client_stall_s(run.probes, item.interval, probe_interval_s(run))),
-        network_hold_s=finite(migration.network_hold_s),
-        recovery_s=finite(item.recovery_s),
-        affected_s=finite(item.interval.length_s),
-        slowdown=finite(_slowdown(counted, item, Interval(migration.start_s, rounds_end))[0]),
-        rounds=rounds,
-        phases={name: finite(value) for name, value in migration.phases.items()},
-        blackout=[model.Step(name=step.name, start_s=step.start_s, duration_s=step.length_s) for step in blackout.steps(run, migration)],
-        bytes_on_wire=_count(raw.get("bytes_on_wire")),
-        bytes_of_pages=_count(raw.get("bytes_of_pages")),
-        tasks=_count(raw.get("tasks")),
-        tcp_established=_count(raw.get("tcp_established")),
-        stop_rule=_text(raw.get("stop_rule")),
-        stop_reason=_text(raw.get("stop_reason")),
-        predicted_blackout_s=finite(_float(raw.get("predicted_blackout_s", predictions[-1] if predictions else None))),
-        predicted={str(name): finite(_float(value)) for name, value in (raw.get("predicted") or {}).items()},
-        throttle=[_throttle_step(step, origin) for step in raw.get("throttle") or ()],
-        requests_failed=int(connections.failed(hit).sum()),
-        operations_failed=int((failed["end_s"].fillna(np.inf) > item.interval.start_s).sum()),
-        probes_lost=downtime.lost(run.probes, item.interval),
-        connections=_connections(run, item.interval),
-    )
-
-
-def _round(entry: dict[str, Any], item: Affected, counted: pd.DataFrame | None, origin: float) -> model.Round:
-    start, duration = _float(entry.get("start_s")), _float(entry.get("duration_s"))
-    slow, samples = _slowdown(counted, item, Interval(start, start + duration))
-    return model.Round(
-        n=int(entry.get("n", 0)),
-        kind=str(entry.get("kind", "")),
-        start_s=finite(start - origin),
-        pages=_count(entry.get("pages")) or 0,
-        bytes=_count(entry.get("bytes")) or 0,
-        bytes_on_wire=_count(entry.get("bytes_on_wire")) or 0,
-        layer_bytes=_count(entry.get("layer_bytes")) or 0,
-        duration_s=finite(duration),
-        frozen_s=finite(_float(entry.get("frozen_s"))),
-        predicted_blackout_s=finite(_float(entry.get("predicted_blackout_s"))),
-        dirty_pages_per_s=finite(_float(entry.get("dirty_pages_per_s"))),
-        dirty_pages=_count(entry.get("dirty_pages")),
-        throttle=finite(_float(entry.get("throttle"))),
-        slowdown=finite(slow),
-        slowdown_samples=samples,
-    )
-
-
-def _throttle_step(step: dict[str, Any], origin: float) -> model.ThrottleStep:
-    at, share, vcpus = (finite(_float(step.get(key))) for key in ("at_s", "share", "vcpus"))
-    return model.ThrottleStep(at_s=None if at is None else at - origin, share=share, vcpus=vcpus)
-
-
-def _slowdown(counted: pd.DataFrame | None, item: Affected, interval: Interval) -> tuple[float, int]:
-    if counted is None or not math.isfinite(interval.length_s):
-        return math.nan, 0
-    return recovery.slowdown(counted, item.medians, interval)
-
-
-def _float(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
-def _count(value: Any) -> int | None:
-    number = _float(value)
-    return int(number) if math.isfinite(number) else None
-
-
-def _connections(run: Run, interval: Interval | None) -> model.ConnectionCounts:
-    keepalive = seconds(run.section("workload").get("keepalive"), 5.0)
-    reopened = connections.reopenings(run.requests, keepalive)
-    return model.ConnectionCounts(**asdict(connections.connections(run.requests, reopened, interval)))
-
-
 def _probe(run: Run) -> model.Probe:
     latency = (run.probes["done_s"] - run.probes["intended_s"]).dropna().to_numpy(float)
     p50, p99 = percentiles(latency, 50, 99)
@@ -412,17 +281,19 @@ def _calibration(run: Run) -> dict[str, model.Link]:
     nodes = run.calibration.get("nodes")
     return {
         str(name): model.Link(
-            up_bit_s=finite(_float(values.get("up_best"))),
-            down_bit_s=finite(_float(values.get("down_best"))),
-            rtt_s=finite(_float(values.get("rtt_idle_s"))),
-            rtt_loaded_s=finite(_float(values.get("rtt_loaded_s"))),
+            up_bit_s=finite(number(values.get("up_best"))),
+            down_bit_s=finite(number(values.get("down_best"))),
+            rtt_s=finite(number(values.get("rtt_idle_s"))),
+            rtt_loaded_s=finite(number(values.get("rtt_loaded_s"))),
         )
         for name, values in (nodes.items() if isinstance(nodes, dict) else ())
         if isinstance(values, dict)
     }
 
 
-def _paper(load: model.Load, verdict: model.Sla, migrations: list[model.Migration]) -> dict[str, model.PaperValue]:
+def _paper(
+    load: model.Load, verdict: model.Sla, operations: dict[str, model.Operation], migrations: list[model.Migration]
+) -> dict[str, model.PaperValue]:
     """The first committed migration beside the paper's. Empty if there was none."""
     first = next((migration for migration in migrations if migration.outcome == "committed"), None)
     if first is None:
@@ -433,8 +304,8 @@ def _paper(load: model.Load, verdict: model.Sla, migrations: list[model.Migratio
         "downtime_s": first.blackout_s,
         "recovery_s": first.recovery_s,
         "requests_lost": float(first.requests_failed),
-        "sla90": "holds" if verdict.pass90 else "breaks",
-        "sla99": "holds" if verdict.pass99 else "breaks",
+        "sla90": _ruling([operations[name].sla90 for name in verdict.broken90]),
+        "sla99": _ruling([operations[name].sla99 for name in verdict.broken99]),
     }
     return {
         item.key: model.PaperValue(
@@ -447,3 +318,9 @@ def _paper(load: model.Load, verdict: model.Sla, migrations: list[model.Migratio
         )
         for item in paper.PUBLISHED
     }
+
+
+def _ruling(broken: list[model.Window]) -> str:
+    if not broken:
+        return "holds"
+    return "breaks" if any(window.samples for window in broken) else "not shown"

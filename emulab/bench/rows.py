@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from emulab.analysis import units
 from emulab.bench.model import OURS, PRE_DUMP, STOP_AND_COPY, Line, Row, Sample, Spread, fit, percentile, spread, usable
 from emulab.node.calibrate import expected_goodput
 
@@ -88,7 +89,7 @@ def _limit(samples: Sequence[Sample], group: str, setting: str, figure: str, val
         return []
     base = spread(map(value, usable(samples, group=group, setting=setting, mover=baseline)), "s") if baseline else None
     met = mine.median <= limit_s
-    note = "" if met else f"missed by {(mine.median - limit_s) * 1000:.0f} ms"
+    note = "" if met else f"missed by {units.duration(mine.median - limit_s)}"
     goal = f"≤ {limit_s * 1000:g} ms"
     ratio = mine.median / base.median if base and min(mine.median, base.median) > 0 else None
     return [Row(figure, setting, _dict(mine), _dict(base, method=baseline), ratio, goal, met, note, _phases(ours))]
@@ -146,7 +147,7 @@ def _idle(samples: Sequence[Sample]) -> list[Row]:
                     mine.median / least,
                     f"≤ {LINK_FACTOR:g}x + {LINK_EXTRA_S:g} s ({limit:.2f} s)",
                     met,
-                    "" if met else f"missed by {mine.median - limit:.2f} s",
+                    "" if met else f"missed by {units.duration(mine.median - limit)}",
                     _phases(ours),
                 )
             )

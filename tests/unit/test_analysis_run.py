@@ -270,6 +270,14 @@ def test_the_paper_stands_beside_a_committed_migration_only(summary, tmp_path):
     assert summarise(load_run(runfolder.write(tmp_path, SPECS["aborted migration"])))["paper"] == {}
 
 
+def test_a_rule_that_only_lacks_samples_is_not_called_broken(tmp_path):
+    few = summarise(load_run(runfolder.write(tmp_path, Spec(users=30, steady_s=60, moves=(Move(at_s=25),), without=("AddPerson",)))))
+    assert few["sla"]["broken90"] == ["AddPerson"]
+    assert few["paper"]["sla90"]["here"] == "not shown"
+    slow = summarise(load_run(runfolder.write(tmp_path / "slow", Spec(users=30, steady_s=60, moves=(Move(at_s=25, blackout_s=20.0),)))))
+    assert slow["paper"]["sla90"]["here"] == "breaks"
+
+
 def test_an_aborted_migration_has_no_blackout(tmp_path):
     run = load_run(runfolder.write(tmp_path, SPECS["aborted migration"]))
     (migration,) = summarise(run)["migrations"]
