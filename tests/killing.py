@@ -6,7 +6,7 @@ import json
 
 from emulab.testbed.testbed import PYTHON
 
-AGENT = ("-m", "emulab.node.agent")
+AGENT = ("-m", "emulab.agent.server")
 
 # Run on the node. Its arguments: the moment, the victim and how long to wait for one. A program is known by the first words of its command
 # line, of a Python program by those after the interpreter; it is ended by its number.

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from emulab.agent.recovery import Ask, Doubt, settle
 from emulab.errors import UsageError
 from emulab.migration import journal
 from emulab.node.guest import Guests
-from emulab.node.recovery import Ask, Doubt, settle
 
 Claim = Callable[[str], AbstractContextManager[None]]
 

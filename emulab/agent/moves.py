@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from emulab import clock
+from emulab.agent.doubts import Doubts
+from emulab.agent.recovery import Doubt
 from emulab.command import Runner
 from emulab.errors import EmulabError, UsageError
 from emulab.migration import journal, store
@@ -26,9 +28,7 @@ from emulab.migration.model import AbortedError, Options, Report, Timeline
 from emulab.migration.plan import make_plan
 from emulab.migration.predict import Machine
 from emulab.migration.preflight import refuse_unmovable
-from emulab.node.doubts import Doubts
 from emulab.node.guest import Guests
-from emulab.node.recovery import Doubt
 
 log = logging.getLogger("emulab.agent")
 

@@ -15,9 +15,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from emulab.node.connect import SOCKET
-from emulab.node.rpc import Message, decode, encode, error_to_message
-from emulab.node.service import Service
+from emulab.agent.connect import SOCKET
+from emulab.agent.rpc import Message, decode, encode, error_to_message
+from emulab.agent.service import Service
 
 log = logging.getLogger("emulab.agent")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import emulab
+from emulab.agent.moves import Call, Claims, Lan, Moves
+from emulab.agent.recovery import recover
 from emulab.command import Runner
 from emulab.criu import tracker
 from emulab.errors import EmulabError, UsageError
@@ -18,9 +20,7 @@ from emulab.migration.model import Options
 from emulab.node import cgroup, link_guest
 from emulab.node.guest import Guests, GuestSpec
 from emulab.node.link import Link
-from emulab.node.moves import Call, Claims, Lan, Moves
 from emulab.node.processes import run_streamed
-from emulab.node.recovery import recover
 from emulab.node.sampler import GuestTarget, Sampler
 
 CONFIGURATION = Path("/run/emulab-agent.json")

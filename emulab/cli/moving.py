@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emulab.agent.rpc import RemoteError
 from emulab.cli.console import Steps
 from emulab.errors import EmulabError, MigrationError, UsageError
-from emulab.node.rpc import RemoteError
 from emulab.testbed import Testbed
 
 _UNDO_S = 60.0

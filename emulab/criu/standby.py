@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 from emulab.criu.commands import CriuCall
+from emulab.criu.hooks import HookServer, Verdict
 from emulab.errors import EmulabError
 
 _PATH = "/usr/local/lib/emulab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # our tar comes first
@@ -68,3 +70,29 @@ class Standby:
         if self._open:
             self._open = False
             os.close(self._go)
+
+
+class HookedStandby(Standby):
+    """A standby with the server that its action script asks. A verdict that waits must be set free before ``stop``."""
+
+    def __init__(self, call: CriuCall, socket_path: Path, verdicts: Mapping[str, Verdict]) -> None:
+        self.hooks = HookServer(socket_path)
+        for stage, verdict in verdicts.items():
+            self.hooks.on(stage, verdict)
+        try:
+            super().__init__(call)
+        except BaseException:
+            self.hooks.close()
+            raise
+
+    def stop(self, patience_s: float = 10.0) -> None:
+        """Wait until it has ended by itself, as after a refusal; for ``patience_s``, then it is ended."""
+        self.close()
+        try:
+            self.process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()

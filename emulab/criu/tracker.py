@@ -21,6 +21,7 @@ from typing import Protocol
 
 from emulab.command import Runner
 from emulab.criu import NATIVE
+from emulab.criu.dirty import scan_written
 from emulab.errors import EmulabError, UsageError
 
 KDAT = Path("/run/criu.kdat")
@@ -30,8 +31,6 @@ _UFFD_API = 0xAA
 _UFFDIO_API = 0xC018AA3F
 _FEATURES = 1 << 13 | 1 << 15  # UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC
 _USER_MODE_ONLY = 1
-_PAGEMAP_SCAN = 0xC0606610
-_PAGE_IS_WRITTEN = 1 << 1
 
 
 class TrackerError(EmulabError):
@@ -122,10 +121,7 @@ def has_write_protect() -> bool:
         return False
     try:
         fcntl.ioctl(descriptor, _UFFDIO_API, struct.pack("QQQ", _UFFD_API, _FEATURES, 0))
-        # struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages, four category masks
-        scan = struct.pack("12Q", 96, 0, 0, mmap.PAGESIZE, 0, 0, 0, 0, 0, 0, _PAGE_IS_WRITTEN, 0)
-        with Path("/proc/self/pagemap").open("rb") as pagemap:
-            fcntl.ioctl(pagemap, _PAGEMAP_SCAN, scan)
+        scan_written(os.getpid())
     except OSError:
         return False
     finally:

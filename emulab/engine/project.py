@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Answers = Callable[[str], bool]
-CONNECT = ("/opt/emulab/venv/bin/python", "-m", "emulab.node.connect")
+CONNECT = ("/opt/emulab/venv/bin/python", "-m", "emulab.agent.connect")
 
 
 @dataclass(frozen=True)

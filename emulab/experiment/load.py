@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from emulab import clock
+from emulab.agent.rpc import Client, RemoteError
 from emulab.engine.streaming import Say, quiet
 from emulab.errors import EmulabError, LoadError, MigrationError
 from emulab.experiment.folder import RunFolder
 from emulab.experiment.guests import dataset
-from emulab.node.rpc import Client, RemoteError
 from emulab.scenario import PlannedMigration, Scenario
 from emulab.testbed import Testbed
 from emulab.testbed.testbed import PYTHON, OnEvent

@@ -28,7 +28,8 @@ from emulab.migration.layer import LayerSender
 from emulab.migration.lazy import leaving as lazy_steps
 from emulab.migration.lazy.handover import ServerProcess
 from emulab.migration.model import Options, Report, Timeline
-from emulab.migration.pages import PAGE, PageSender
+from emulab.migration.page_sender import PageSender
+from emulab.migration.pages import PAGE
 from emulab.migration.plan import compression, foresee, make_plan
 from emulab.migration.precopy import PreCopyRounds
 from emulab.migration.predict import Machine, Prediction, Wire

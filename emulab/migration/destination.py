@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,9 +12,8 @@ from pathlib import Path
 from emulab import clock
 from emulab.command import Runner
 from emulab.criu import commands
-from emulab.criu.hooks import HookServer
 from emulab.criu.log import read_deciding_line
-from emulab.criu.standby import Standby
+from emulab.criu.standby import HookedStandby
 from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal, store
 from emulab.migration.affinity import OneCpu
@@ -24,7 +22,7 @@ from emulab.migration.hold import FrameHold, announce
 from emulab.migration.images import FolderReceiver, check_file_name
 from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.lazy.handover import DaemonProcess
-from emulab.migration.pages import PageReceiver
+from emulab.migration.page_receiver import PageReceiver
 from emulab.node import link
 from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
 
@@ -176,7 +174,7 @@ class Arrival:
         journal.record(self.key, "running", role="destination", vm=self.spec.name)
         if self._hold:
             self._hold.release(self.spec.port)
-        times = self._restore.hooks.times
+        times = self._restore.times
         self._peer.send(
             "ok",
             resume_s=times.get("post-resume", self._restore.resumed_s),
@@ -249,26 +247,18 @@ class _Restore:
         self._one_cpu: OneCpu | None = None
         self.pid = 0
         self.resumed_s = 0.0
-        self.hooks = HookServer(IMAGES / f"restore-{arrival.key}.sock")
-        self.hooks.on("setup-namespaces", self._setup_namespaces)
-        self.hooks.on("post-restore", self._at_gate)
-        self.hooks.on("pre-resume", self._pre_resume)
         self._exited = threading.Event()
-        guest = arrival.guest
+        guest, hook_socket = arrival.guest, IMAGES / f"restore-{arrival.key}.sock"
         call = commands.restore(
             images=images,
             rootfs=str(guest.rootfs.merged),
             pidfile=images / "restored.pid",
-            hook_socket=str(self.hooks.path),
+            hook_socket=str(hook_socket),
             join_cgroup=guest.cgroup.join_command(),
             lazy=arrival.daemon is not None,
         )
-        try:
-            self._standby = Standby(call)
-        except BaseException:
-            self.hooks.close()
-            raise
-        self._process = self._standby.process
+        verdicts = {"setup-namespaces": self._setup_namespaces, "post-restore": self._at_gate, "pre-resume": self._pre_resume}
+        self._criu = HookedStandby(call, hook_socket, verdicts)
 
     def _setup_namespaces(self, pid: int) -> bool:
         self._arrival.enter_namespace(pid)
@@ -278,7 +268,7 @@ class _Restore:
         self.pid = pid
         self._reached.set()
         # CRIU lets each task go in turn, at several stops each; they wait meanwhile, and run where they like from pre-resume on.
-        self._one_cpu = OneCpu(self._arrival.guest.cgroup.pids(), self._process.pid, self._arrival.key)
+        self._one_cpu = OneCpu(self._arrival.guest.cgroup.pids(), self._criu.process.pid, self._arrival.key)
         self._gate.wait()
         return self._allowed
 
@@ -290,46 +280,49 @@ class _Restore:
         return True
 
     def run_to_gate(self, timeout_s: float = 60.0) -> None:
-        self._standby.go()
+        self._criu.go()
         threading.Thread(target=self._watch, name="restore", daemon=True).start()
         end = clock.now() + timeout_s
         while not self._reached.wait(0.02):
             if self._exited.is_set():
-                raise EmulabError(f"CRIU could not restore: {read_deciding_line(self._images / 'restore.log', self._process.returncode)}")
+                raise EmulabError(f"CRIU could not restore: {self._reason()}")
             if clock.now() > end:
                 raise EmulabError(f"the restore took longer than {timeout_s:g} s")
 
     @property
     def resumed(self) -> bool:
         """CRIU has let every task go."""
-        return "post-resume" in self.hooks.times
+        return "post-resume" in self.times
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Monotonic instants of the stages reached."""
+        return self._criu.hooks.times
+
+    def _reason(self) -> str:
+        return read_deciding_line(self._images / "restore.log", self._criu.process.returncode)
 
     def _watch(self) -> None:
-        self._process.wait()
+        self._criu.process.wait()
         self._exited.set()
 
     def open_gate(self) -> None:
         """Let the restored guest run. Raises EmulabError if CRIU fails behind the gate."""
         self._allowed = True
         self._gate.set()
-        code = self._process.wait()
+        code = self._criu.process.wait()
         self.resumed_s = clock.now()
         if code != 0:
-            raise EmulabError(f"CRIU failed after the commit: {read_deciding_line(self._images / 'restore.log', self._process.returncode)}")
+            raise EmulabError(f"CRIU failed after the commit: {self._reason()}")
 
     def refuse(self) -> None:
         """Close the gate for good: CRIU ends everything it restored."""
         self._gate.set()
-        self._standby.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._criu.stop()
         self.close()
 
     def close(self) -> None:
-        self.hooks.close()
+        self._criu.hooks.close()
 
     def log_text(self) -> str:
         try:

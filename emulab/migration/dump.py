@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from emulab import clock
 from emulab.criu import commands
-from emulab.criu.hooks import HookServer
 from emulab.criu.log import read_deciding_line
-from emulab.criu.standby import Standby
+from emulab.criu.standby import HookedStandby
 from emulab.errors import EmulabError
 from emulab.migration.pages import PAGE
 
@@ -27,22 +25,15 @@ class FinalDump:
         self._images = images
         self._dumped = threading.Event()
         self._decided = threading.Event()
-        self._hooks = HookServer(socket_path)
-        self._hooks.on("post-dump", self._at_post_dump)
-        try:
-            self._standby = Standby(call)
-        except BaseException:
-            self._hooks.close()
-            raise
-        self._process = self._standby.process
+        self._criu = HookedStandby(call, socket_path, {"post-dump": self._at_post_dump})
 
     @property
     def pid(self) -> int:
         """CRIU's process number."""
-        return self._process.pid
+        return self._criu.process.pid
 
     def begin(self) -> None:
-        self._standby.go()
+        self._criu.go()
 
     def _at_post_dump(self, pid: int) -> bool:
         del pid
@@ -56,29 +47,23 @@ class FinalDump:
         while not self._dumped.wait(0.005):
             check()
             meanwhile()
-            if self._process.poll() is not None:
-                raise EmulabError(f"CRIU dump failed: {read_deciding_line(self._images / 'dump.log', self._process.returncode)}")
+            if (code := self._criu.process.poll()) is not None:
+                raise EmulabError(f"CRIU dump failed: {read_deciding_line(self._images / 'dump.log', code)}")
             if clock.now() > end:
                 raise EmulabError(f"CRIU dump took longer than {timeout_s:.1f} s")
 
     def refuse(self) -> None:
         """Answer no and wait until CRIU has let go of the tasks. Without a hook waiting, CRIU is ended and the tree goes on."""
         self._decided.set()
-        self._standby.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._criu.stop()
 
     def end(self) -> None:
         """End CRIU without an answer: the tree stays as it is, and must be kept from running by its cgroup."""
-        self._process.kill()
-        self._process.wait()
+        self._criu.kill()
         self._decided.set()
 
     def close(self) -> None:
-        self._hooks.close()
+        self._criu.hooks.close()
 
 
 class Nobody:

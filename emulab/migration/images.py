@@ -20,7 +20,9 @@ import zstandard
 
 from emulab.errors import EmulabError
 from emulab.migration.channel import Incoming, Peer
-from emulab.migration.pages import CHUNK_PAGES, PAGE, Chunk, PageReceiver, PageSender, Part
+from emulab.migration.page_receiver import PageReceiver
+from emulab.migration.page_sender import PageSender
+from emulab.migration.pages import CHUNK_PAGES, PAGE, Chunk, Part
 from emulab.migration.store import ask
 
 _LOCAL = {"stats-dump", "parent", "irmap-cache"}

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO
 
 from emulab import clock
+from emulab.criu.dirty import range_of, scan_present, scan_written
 from emulab.criu.pagemap import PARENT, PRESENT
-from emulab.migration.dirty import range_of, scan_present, scan_written
 from emulab.node.guest import start_ticks
 
 PAGE = 4096

@@ -11,8 +11,8 @@ from typing import Any
 import zstandard
 
 from emulab.criu import tracker
+from emulab.criu.dirty import DirtyPages, scan_written
 from emulab.errors import EmulabError
-from emulab.migration.dirty import DirtyPages, scan_written
 from emulab.migration.inventory import Inventory, moving_bytes, take_inventory
 from emulab.migration.model import Options
 from emulab.migration.predict import PAGE, Machine, Prediction, Rest, Wire, predict

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from emulab import clock
 from emulab.criu import commands, tracker
+from emulab.criu.dirty import DirtyPages
 from emulab.criu.log import read_deciding_line
 from emulab.criu.standby import start
 from emulab.criu.stats import read_dump_stats
 from emulab.errors import EmulabError
-from emulab.migration.dirty import DirtyPages
 from emulab.migration.dump import is_traced, pages_in
 from emulab.migration.images import FolderSender
 from emulab.migration.inventory import count_mappings, take_inventory

@@ -30,7 +30,8 @@ from blake3 import blake3
 
 from emulab.errors import EmulabError
 from emulab.migration.channel import Peer, PeerError
-from emulab.migration.pages import PAGE, PageSender
+from emulab.migration.page_sender import PageSender
+from emulab.migration.pages import PAGE
 from emulab.node.rootfs import GUESTS
 
 log = logging.getLogger("emulab.migration")

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from emulab.agent.rpc import Client, RemoteError
 from emulab.command import last_line
 from emulab.engine.project import Project
 from emulab.engine.removal import Removed
@@ -20,7 +21,6 @@ from emulab.engine.streaming import Say, quiet
 from emulab.errors import AgentError, EmulabError, UsageError
 from emulab.node import calibrate
 from emulab.node.guest import GuestSpec
-from emulab.node.rpc import Client, RemoteError
 
 HOSTS = tuple(node for node in NODES if node != "head")
 PYTHON = "/opt/emulab/venv/bin/python"

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from accidents import Scene
 from conftest import SETTINGS, SLOWNESS, TRACKER, answers, settled, wait_until
 
+from emulab.agent.rpc import RemoteError
 from emulab.errors import EmulabError
-from emulab.node.rpc import RemoteError
 
 _ROUTES = {
     "host1": ("host2", "host3"),

@@ -10,7 +10,7 @@ import re
 def agent():
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if path.read_bytes().split(b"\0")[1:3] == [b"-m", b"emulab.node.agent"]:
+            if path.read_bytes().split(b"\0")[1:3] == [b"-m", b"emulab.agent.server"]:
                 return path.parent
         except OSError:
             continue

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 
 def agent_of(testbed, node):
     """Process number of a node's agent."""
-    argv = ("sh", "-c", "for p in /proc/[0-9]*; do grep -qz emulab.node.agent $p/cmdline 2>/dev/null && basename $p; done; true")
+    argv = ("sh", "-c", "for p in /proc/[0-9]*; do grep -qz emulab.agent.server $p/cmdline 2>/dev/null && basename $p; done; true")
     return int(testbed.project.exec_run(node, argv).stdout.split()[0])
 
 

@@ -67,7 +67,7 @@ class TestUp:
         rows = testbed.status()
         assert [(row.name, row.state) for row in rows] == [(node, "running") for node in NODES]
         assert [row.address for row in rows] == [f"198.18.128.{10 + n}" for n in range(6)]
-        assert all(testbed.exec_run(node, ("python", "-m", "emulab.node.connect")).ok for node in NODES)
+        assert all(testbed.exec_run(node, ("python", "-m", "emulab.agent.connect")).ok for node in NODES)
 
     def test_a_second_up_keeps_the_nodes(self, testbed):
         before = [row.started_at for row in testbed.status()]

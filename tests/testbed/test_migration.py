@@ -12,8 +12,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from conftest import MEMORY, SETTINGS, traces, wait_until
 from killing import Kill
 
+from emulab.agent.rpc import RemoteError
 from emulab.errors import UsageError
-from emulab.node.rpc import RemoteError
 
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 

@@ -17,8 +17,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import SELFCHECK, SETTINGS, traces, wait_until
 
+from emulab.agent.rpc import RemoteError
 from emulab.errors import UsageError
-from emulab.node.rpc import RemoteError
 
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 

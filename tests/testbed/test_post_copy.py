@@ -13,9 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import MEMORY, SELFCHECK, SETTINGS, traces, wait_until
 
+from emulab.agent.rpc import RemoteError
 from emulab.errors import EmulabError
 from emulab.node.guest import GuestSpec
-from emulab.node.rpc import RemoteError
 from emulab.testbed.testbed import PYTHON
 
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
@@ -207,7 +207,7 @@ def test_agents_are_killed_while_memory_is_missing(moving, start, killed, strate
         move = Move(moving, "check", "host2", strategy=strategy)
         move.wait_for("post-copy")
         for node in killed:
-            assert kill(moving, node, "emulab.node.agent")
+            assert kill(moving, node, "emulab.agent.server")
         move.join()
         for node in killed:
             wait_until(lambda node=node: agent_answers(moving, node))

@@ -11,8 +11,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from conftest import answers, settled, wait_until
 from killing import AGENT, Kill
 
+from emulab.agent.rpc import RemoteError
 from emulab.errors import EmulabError
-from emulab.node.rpc import RemoteError
 
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 

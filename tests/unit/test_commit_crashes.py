@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from emulab.agent import recovery
 from emulab.errors import EmulabError
 from emulab.migration import commit, destination, journal
 from emulab.migration.channel import PeerError, PeerLostError
-from emulab.node import recovery
 
 KEY = "g-1"
 LONG = 150  # waits: longer than the source asks before it says that it is in doubt

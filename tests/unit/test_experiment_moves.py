@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
+from emulab.agent.rpc import RemoteError
 from emulab.cli.moving import describe, live_line, pair_up
 from emulab.errors import UsageError
 from emulab.experiment.folder import RunFolder
 from emulab.experiment.load import Moves
-from emulab.node.rpc import RemoteError
 from emulab.scenario import parse_scenario, plan, resolve
 
 

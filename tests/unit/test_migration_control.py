@@ -10,10 +10,10 @@ import time
 
 import pytest
 
+from emulab.criu.dirty import PAGE, count_soft_dirty, scan_written
 from emulab.criu.tracker import has_soft_dirty
 from emulab.errors import UsageError
 from emulab.migration.control import AbortRequestedError, Control
-from emulab.migration.dirty import PAGE, count_soft_dirty, scan_written
 from emulab.migration.throttle import STEPS, Throttle
 
 

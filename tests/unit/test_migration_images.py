@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from emulab.errors import EmulabError
 from emulab.migration.images import FolderReceiver, FolderSender, check_file_name, send_folder
-from emulab.migration.pages import PAGE, PageReceiver, PageSender
+from emulab.migration.page_receiver import PageReceiver
+from emulab.migration.page_sender import PageSender
+from emulab.migration.pages import PAGE
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from wire import Wire

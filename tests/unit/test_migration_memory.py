@@ -21,7 +21,8 @@ import json, socket, sys
 from pathlib import Path
 from emulab.migration.channel import Peer
 from emulab.migration.images import FolderReceiver, send_folder
-from emulab.migration.pages import PageReceiver, PageSender
+from emulab.migration.page_receiver import PageReceiver
+from emulab.migration.page_sender import PageSender
 
 side, descriptor, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 peer = Peer(socket.socket(fileno=descriptor))

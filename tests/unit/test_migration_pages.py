@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from emulab.errors import EmulabError
 from emulab.migration.compression import NEW_STREAM, RAW
-from emulab.migration.pages import CHUNK_PAGES, PAGE, STORED, ZERO_REF, Chunk, PageReceiver, PageSender, Part, pack_refs, unpack_refs
+from emulab.migration.page_receiver import PageReceiver
+from emulab.migration.page_sender import PageSender
+from emulab.migration.pages import CHUNK_PAGES, PAGE, STORED, ZERO_REF, Chunk, Part, pack_refs, unpack_refs
 from emulab.migration.store import Offered, Visit, kept
 
 # A few kinds of page, so that repeats are common: 0 is the zero page, from FRESH on no compressor can do anything.

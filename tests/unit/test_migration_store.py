@@ -11,7 +11,8 @@ from blake3 import blake3
 from emulab.errors import EmulabError
 from emulab.migration import store
 from emulab.migration.channel import Incoming, PeerError
-from emulab.migration.pages import PAGE, PageSender, Part
+from emulab.migration.page_sender import PageSender
+from emulab.migration.pages import PAGE, Part
 from emulab.migration.store import Offered, Visit, ask, discard, keep_in_background, kept, make_room
 
 

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulab.migration.images import FolderReceiver, FolderSender, send_folder
-from emulab.migration.pages import PAGE, PageReceiver, PageSender
+from emulab.migration.page_receiver import PageReceiver
+from emulab.migration.page_sender import PageSender
+from emulab.migration.pages import PAGE
 from emulab.migration.versions import LEAST_PAGES, NONE, Versions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

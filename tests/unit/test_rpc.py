@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emulab.agent.rpc import MAX_MESSAGE, Client, RemoteError, decode, encode, error_to_message
 from emulab.errors import AgentError, UsageError
-from emulab.node.rpc import MAX_MESSAGE, Client, RemoteError, decode, encode, error_to_message
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),

@@ -1,0 +1,177 @@
+"""The sending side of the page transport: pages named by their hash, each sent once (see ``pages``)."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, Self
+
+from blake3 import blake3
+
+from emulab.migration.compression import Compressor
+from emulab.migration.pages import CHANGED, PAGE, STORED, ZERO_REF, Chunk, Part, pack_refs, xor
+from emulab.migration.versions import Versions
+
+_ZERO_PAGE = bytes(PAGE)
+_RUN_PAGES = 64  # compared at once
+_MOST_CHANGED = PAGE // 16  # bytes of a page that may differ from its earlier version
+_GIGABIT = 117e6  # bytes of payload per second
+
+
+class Offer(Protocol):
+    """Pages that the other side has from earlier."""
+
+    def find(self, digest: bytes) -> int | None:
+        """Number of the page in the other side's store, None if it is not there."""
+
+
+class PageSender:
+    """Turns pages into chunks. One per migration: it remembers what the other side holds, and where each distinct page was read.
+
+    ``rate``: payload bytes/s of the link as it is believed to be; asked for each chunk. ``asks``: whether the other side is still to be
+    asked which pages it kept from earlier visits of the guest.
+    """
+
+    def __init__(self, rate: Callable[[], float] = lambda: _GIGABIT, *, asks: bool = False) -> None:
+        self.asks = asks
+        self._known: dict[bytes, int] = {}
+        self._compressor = Compressor(rate)
+        self._offer: Offer | None = None
+        self._files: list[Path] = []
+        self._number_of: dict[Path, int] = {}
+        self._file_of = array("I")  # of each distinct page
+        self._page_of = array("I")
+        self._numbers: list[array[int]] = []  # of each file's pages
+        self.pages = 0
+        self.zero_pages = 0
+        self.stored_pages = 0
+        self.changed_pages = 0  # of which only the difference from an earlier version was sent
+        self.versions = Versions()
+
+    @property
+    def distinct_pages(self) -> int:
+        return len(self._known)
+
+    @property
+    def sent_pages(self) -> int:
+        """Distinct pages whose content crossed the wire."""
+        return len(self._known) - self.stored_pages
+
+    def refer_to(self, offer: Offer) -> None:
+        """From now on pages that the other side offers are referred to instead of sent."""
+        self._offer = offer
+
+    def distinct(self) -> Iterator[tuple[bytes, Path, int]]:
+        """Digest, file and page of every distinct page seen so far."""
+        for digest, file, page in zip(self._known, self._file_of, self._page_of, strict=True):
+            yield digest, self._files[file], page
+
+    def chunk(self, folder: Path, parts: Sequence[Part], data: bytes) -> Chunk:
+        """Next chunk to send: ``data`` is the content of ``parts``, files of ``folder``. Memory: about three times its size."""
+        refs: list[int] = []
+        fresh: list[bytes] = []
+        at, count = 0, len(self._known)
+        with _Sources(self._files) as sources:
+            for part in parts:
+                file = self._file_number(folder / part.name)
+                numbers = self._numbers[file]
+                before = self.versions.before(part.name, part.first, part.count)
+                start, done = len(numbers), 0
+                while done < part.count:
+                    page = data[at : at + PAGE]
+                    if page == _ZERO_PAGE:
+                        number = ref = ZERO_REF
+                    else:
+                        digest = blake3(page).digest()
+                        number = ref = self._known.get(digest, -1)
+                    if ref < 0:
+                        number = self._known[digest] = len(self._known)
+                        self._file_of.append(file)
+                        self._page_of.append(part.first + done)
+                        ref = self._introduce(page, number, digest, before[done], count, sources, fresh)
+                        run = [ref]
+                    elif ref == ZERO_REF:
+                        run = [ref]
+                    else:
+                        # What follows is mostly what followed there: compared, not hashed.
+                        run = [ref, *self._same(number, data, at + PAGE, part.count - done - 1, sources)]
+                    refs += run
+                    numbers.append(number)
+                    numbers.extend(run[1:])
+                    done += len(run)
+                    at += len(run) * PAGE
+                self.versions.sent(part.name, numbers[start:])
+        self.pages += len(refs)
+        self.zero_pages += refs.count(ZERO_REF)
+        kind, content = self._compressor.pack(fresh) if fresh else (0, b"")
+        return Chunk(tuple(parts), blake3(data).digest(), pack_refs(refs), kind, content)
+
+    def _introduce(
+        self, page: bytes, number: int, digest: bytes, earlier: int | None, before_chunk: int, sources: _Sources, fresh: list[bytes]
+    ) -> int:
+        """Reference of a page that is seen for the first time; what has to be sent of it is added to ``fresh``."""
+        stored = self._offer.find(digest) if self._offer else None
+        if stored is not None:
+            self.stored_pages += 1
+            return STORED + stored
+        # Only a page of an earlier chunk is surely in its file on the other side.
+        if earlier is not None and earlier < before_chunk:
+            change = _change(page, sources.read(self._file_of[earlier], self._page_of[earlier]))
+            if change is not None:
+                self.changed_pages += 1
+                fresh.append(change)
+                return CHANGED + earlier
+        fresh.append(page)
+        return number
+
+    def _same(self, number: int, data: bytes, at: int, most: int, sources: _Sources) -> list[int]:
+        """Numbers of the pages from ``data[at:]`` on that are equal to those which follow a page in its file."""
+        file, page = self._file_of[number], self._page_of[number] + 1
+        there = self._numbers[file]
+        count = min(most, _RUN_PAGES, len(there) - page)
+        if count <= 0:
+            return []
+        other = sources.read(file, page, count)
+        if data[at : at + count * PAGE] != other:
+            equal = 0
+            while equal < count and data[at + equal * PAGE : at + (equal + 1) * PAGE] == other[equal * PAGE : (equal + 1) * PAGE]:
+                equal += 1
+            count = equal
+        return there[page : page + count].tolist()
+
+    def _file_number(self, path: Path) -> int:
+        number = self._number_of.get(path)
+        if number is None:
+            number = self._number_of[path] = len(self._files)
+            self._files.append(path)
+            self._numbers.append(array("I"))
+        return number
+
+
+class _Sources:
+    """Pages in the files that were sent from, each opened once per chunk."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._open: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def read(self, file: int, page: int, count: int = 1) -> bytes:
+        descriptor = self._open.get(file)
+        if descriptor is None:
+            descriptor = self._open[file] = os.open(self._files[file], os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(descriptor, count * PAGE, page * PAGE)
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+def _change(page: bytes, earlier: bytes) -> bytes | None:
+    """Difference from the earlier version, if little has changed."""
+    change = xor(page, earlier)
+    return change if len(change.translate(None, b"\0")) <= _MOST_CHANGED else None
