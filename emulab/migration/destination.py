@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -29,6 +31,7 @@ from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
 log = logging.getLogger("emulab.migration")
 
 IMAGES = Path("/run/emulab")
+_URGENT = -20
 FINAL = "final"  # the image folder of the final dump
 
 
@@ -269,6 +272,9 @@ class _Restore:
         self._reached.set()
         # CRIU lets each task go in turn, at several stops each; they wait meanwhile, and run where they like from pre-resume on.
         self._one_cpu = OneCpu(self._arrival.guest.cgroup.pids(), self._criu.process.pid, self._arrival.key)
+        # The first tasks it lets go have work waiting, and would take the CPU from it that the others wait for.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, self._criu.process.pid, _URGENT)
         self._gate.wait()
         return self._allowed
 

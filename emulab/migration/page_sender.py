@@ -127,19 +127,25 @@ class PageSender:
         return number
 
     def _same(self, number: int, data: bytes, at: int, most: int, sources: _Sources) -> list[int]:
-        """Numbers of the pages from ``data[at:]`` on that are equal to those which follow a page in its file."""
+        """Numbers of the pages from ``data[at:]`` on that are equal to those which follow a page in its file.
+
+        Read in steps that double: most repeats are short in a late round, and long in the first.
+        """
         file, page = self._file_of[number], self._page_of[number] + 1
         there = self._numbers[file]
-        count = min(most, _RUN_PAGES, len(there) - page)
-        if count <= 0:
-            return []
-        other = sources.read(file, page, count)
-        if data[at : at + count * PAGE] != other:
-            equal = 0
-            while equal < count and data[at + equal * PAGE : at + (equal + 1) * PAGE] == other[equal * PAGE : (equal + 1) * PAGE]:
-                equal += 1
-            count = equal
-        return there[page : page + count].tolist()
+        most = min(most, len(there) - page)
+        equal, step = 0, 1
+        while equal < most:
+            count = min(step, most - equal)
+            begin = at + equal * PAGE
+            other = sources.read(file, page + equal, count)
+            if data[begin : begin + count * PAGE] != other:
+                count = next(n for n in range(count) if data[begin + n * PAGE : begin + (n + 1) * PAGE] != other[n * PAGE : (n + 1) * PAGE])
+                equal += count
+                break
+            equal += count
+            step = min(2 * step, _RUN_PAGES)
+        return there[page : page + equal].tolist()
 
     def _file_number(self, path: Path) -> int:
         number = self._number_of.get(path)
