@@ -112,10 +112,11 @@ def dump(
     )  # fmt: skip
 
 
-def restore(*, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_cgroup: str, lazy: bool = False) -> CriuCall:
+def restore(*, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_cgroup: str, lazy: bool = False, in_place: bool = True) -> CriuCall:
     """Restore inside the guest's cgroup (``join_cgroup``: shell words). The hook decides at ``post-restore`` and plugs the network.
 
-    ``lazy``: hand a userfaultfd of each task to who listens on ``lazy-pages.socket`` in the image folder.
+    ``lazy``: hand a userfaultfd of each task to who listens on ``lazy-pages.socket`` in the image folder. ``in_place``: mappings are made
+    where they belong, instead of moved there (native/premap.c).
     """
     left_out: Argv = ("--lazy-pages", "-W", str(images)) if lazy else ()
     criu: Argv = (
@@ -123,6 +124,6 @@ def restore(*, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_
         *left_out, *_SHARED, "--root", rootfs, "--action-script", HOOK,
     )  # fmt: skip
     # Only CRIU is to be preloaded, not the shell that joins the cgroup.
-    premap: Argv = () if lazy else (f"EMULAB_SHIM_PREMAP={images}",)
+    premap: Argv = () if lazy or not in_place else (f"EMULAB_SHIM_PREMAP={images}",)
     preloaded = ("env", f"LD_PRELOAD={SHIM}", *premap, *criu)
     return CriuCall(("sh", "-c", f'{join_cgroup}; exec "$@"', "sh", *preloaded), {"EMULAB_HOOK_SOCKET": hook_socket})

@@ -239,7 +239,12 @@ class Arrival:
 
 
 class _Restore:
-    """``criu restore`` up to its ``post-restore`` gate, and through it. Started when it is made; it waits for ``run_to_gate``."""
+    """``criu restore`` up to its ``post-restore`` gate, and through it. Started when it is made; it waits for ``run_to_gate``.
+
+    ``in_place``: how mappings are made. After a restore that failed, CRIU does it alone: should that have been why, the next one succeeds.
+    """
+
+    in_place = True
 
     def __init__(self, arrival: Arrival, images: Path) -> None:
         self._arrival = arrival
@@ -259,6 +264,7 @@ class _Restore:
             hook_socket=str(hook_socket),
             join_cgroup=guest.cgroup.join_command(),
             lazy=arrival.daemon is not None,
+            in_place=_Restore.in_place,
         )
         verdicts = {"setup-namespaces": self._setup_namespaces, "post-restore": self._at_gate, "pre-resume": self._pre_resume}
         self._criu = HookedStandby(call, hook_socket, verdicts)
@@ -291,6 +297,7 @@ class _Restore:
         end = clock.now() + timeout_s
         while not self._reached.wait(0.02):
             if self._exited.is_set():
+                _Restore.in_place &= self._criu.process.returncode < 0  # one that was killed tells nothing
                 raise EmulabError(f"CRIU could not restore: {self._reason()}")
             if clock.now() > end:
                 raise EmulabError(f"the restore took longer than {timeout_s:g} s")

@@ -107,6 +107,8 @@ def test_a_lazy_restore_places_nothing_in_advance():
     restored = commands.restore(images=OUT, rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", lazy=True).argv
     assert "--lazy-pages" in restored
     assert not any(word.startswith("EMULAB_SHIM_PREMAP") for word in restored)
+    plain = commands.restore(images=OUT, rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", in_place=False).argv
+    assert not any(word.startswith("EMULAB_SHIM_PREMAP") for word in plain)
 
 
 def test_dump_and_restore_agree_on_how_the_guest_is_seen():
