@@ -112,7 +112,9 @@ def dump(
     )  # fmt: skip
 
 
-def restore(*, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_cgroup: str, lazy: bool = False, in_place: bool = True) -> CriuCall:
+def restore(
+    *, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_cgroup: str, lazy: bool = False, in_place: bool = True
+) -> CriuCall:
     """Restore inside the guest's cgroup (``join_cgroup``: shell words). The hook decides at ``post-restore`` and plugs the network.
 
     ``lazy``: hand a userfaultfd of each task to who listens on ``lazy-pages.socket`` in the image folder. ``in_place``: mappings are made

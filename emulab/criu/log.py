@@ -20,18 +20,26 @@ _ERROR = re.compile(r"^(?:\([\d.]+\)\s*)?(?:\s*\d+:\s*)?Error \(")
 
 def deciding_line(text: str) -> str:
     """The first error that is neither noise nor a consequence: CRIU reports the cause first, then its callers."""
-    errors = [line.strip() for line in text.splitlines() if _ERROR.match(line.strip()) and not any(noise in line for noise in _NOISE)]
-    if errors:
-        return re.sub(r"^\([\d.]+\)\s*", "", errors[0])
+    if error := _first_error(text):
+        return error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if not any(noise in line for noise in _NOISE)]
     return (telling or lines or ["CRIU left no log"])[-1]
 
 
+def _first_error(text: str) -> str:
+    for line in map(str.strip, text.splitlines()):
+        if _ERROR.match(line) and not any(noise in line for noise in _NOISE):
+            return re.sub(r"^\([\d.]+\)\s*", "", line)
+    return ""
+
+
 def read_deciding_line(path: Path, code: int | None = None) -> str:
-    """``code``: what CRIU ended with, as subprocess tells it; one that was killed has not written why."""
-    killed = f"it was ended by {signal.Signals(-code).name}; " if code is not None and code < 0 else ""
+    """``code``: what CRIU ended with, as subprocess tells it; one that was killed has not written why, so that only errors count."""
     try:
-        return killed + deciding_line(path.read_text(errors="replace"))
+        text = path.read_text(errors="replace")
     except OSError:
-        return killed + "CRIU left no log"
+        text = ""
+    if code is None or code >= 0:
+        return deciding_line(text)
+    return "; ".join(part for part in (f"it was ended by {signal.Signals(-code).name}", _first_error(text)) if part)

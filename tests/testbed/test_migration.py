@@ -162,7 +162,7 @@ def test_criu_dies_at_the_final_dump(moving, start, strategy):
 
 
 def test_criu_dies_at_the_restore(moving, start):
-    guest = start()
+    guest = start(WORKERS="16")  # long enough to be met at it
     with guest.under_requests():
         with Kill(moving, "host2", ("criu", "restore"), delay_s=0.02) as kill:
             error = aborted(guest, "host2")
