@@ -35,6 +35,7 @@ _STEADY_S = 3.0
 _WARM_S = 2.0
 _DRAINED_S = 15.0  # at 70 % of capacity what has queued up in 4 s needs 9 s to be gone
 _BEFORE_S = 5.0
+_STARTING_S = 2.0  # what watches a migration is started just before it, and costs the clients their CPU
 _IDLE_S = 2.5  # longer than the site's keep-alive: every connection is closed
 
 
@@ -304,12 +305,13 @@ def longest_gap(done: list[float], start_s: float, end_s: float) -> float | None
 
 
 def response_times(rows: list[list[float]], moved: dict[str, Any]) -> dict[str, Any]:
-    """Latencies in the seconds before a migration and during its rounds (pooled later).
+    """Latencies in five seconds before a migration and during its rounds (pooled later).
 
     A request that was on its way when the guest froze counts without the blackout: the rounds are judged here, not the freeze.
     """
     start, freeze, resume = moved["start_s"], moved["freeze_s"], moved["resume_s"]
-    before = [latency for at, latency in rows if start - _BEFORE_S <= at and at + latency < start]
+    calm = start - _STARTING_S
+    before = [latency for at, latency in rows if calm - _BEFORE_S <= at and at + latency < calm]
     rounds = []
     for at, latency in rows:
         if start <= at < freeze:

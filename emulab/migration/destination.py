@@ -25,6 +25,7 @@ from emulab.migration.images import FolderReceiver, check_file_name
 from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.lazy.handover import DaemonProcess
 from emulab.migration.page_receiver import PageReceiver
+from emulab.migration.priority import behind_guests
 from emulab.node import link
 from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
 
@@ -73,6 +74,7 @@ class Arrival:
     # -- the conversation --------------------------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
+        behind_guests()  # until the one that arrives stands still
         try:
             self._prepare()
             self._peer.send("ok")
@@ -128,6 +130,7 @@ class Arrival:
 
     def _hold_frames(self, _: Incoming) -> None:
         """Just before the freeze: ready to keep frames (none comes before ``announce`` tells the switches), CRIU started and waiting."""
+        behind_guests(yes=False)
         if self._hold is None:
             self._hold = FrameHold(link.INNER_PORT, self.spec.mac)
             self._restore = _Restore(self, self._folder / FINAL)

@@ -23,6 +23,7 @@ from emulab.migration.channel import Incoming, Peer
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.page_sender import PageSender
 from emulab.migration.pages import CHUNK_PAGES, PAGE, Chunk, Part
+from emulab.migration.priority import behind_guests
 from emulab.migration.store import ask
 
 _LOCAL = {"stats-dump", "parent", "irmap-cache"}
@@ -53,11 +54,12 @@ def _is_pages(name: str) -> bool:
 class FolderSender:
     """Sends the images of one folder, from the moment it is made: what CRIU has written so far, until ``finish`` says that it is done.
 
-    The connection belongs to it until ``finish`` or ``close`` has returned.
+    The connection belongs to it until ``finish`` or ``close`` has returned. ``urgent``: the guest stands still meanwhile.
     """
 
-    def __init__(self, peer: Peer, folder: Path, sender: PageSender) -> None:
+    def __init__(self, peer: Peer, folder: Path, sender: PageSender, *, urgent: bool = True) -> None:
         self._peer = peer
+        self._urgent = urgent
         self._folder = folder
         self._sender = sender
         self._sent: dict[str, int] = {}  # pages of each pages file
@@ -104,6 +106,7 @@ class FolderSender:
     # -- two threads: reading and hashing, and the link --------------------------------------------------------------------------------
 
     def _guarded(self, work: Callable[[], None]) -> None:
+        behind_guests(yes=not self._urgent)
         try:
             work()
         except BaseException as error:

@@ -19,6 +19,7 @@ from emulab.migration.inventory import count_mappings, take_inventory
 from emulab.migration.live import LiveRounds
 from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
+from emulab.migration.priority import behind_guests
 from emulab.migration.progress import Progress
 from emulab.migration.rounds import Round, StopRule
 from emulab.migration.strategies import STRATEGIES
@@ -46,6 +47,13 @@ class PreCopyRounds:
         leaving.report.stop_rule = str(self._rule)
 
     def run(self) -> None:
+        behind_guests()
+        try:
+            self._run()
+        finally:
+            behind_guests(yes=False)
+
+    def _run(self) -> None:
         leaving, rounds = self._leaving, self._leaving.report.rounds
         while True:
             leaving.control.check()
@@ -84,7 +92,7 @@ class PreCopyRounds:
             images.mkdir()
             tasks = guest.cgroup.pids()
             distinct = leaving.sender.sent_pages
-            leaving.stream = FolderSender(leaving.peer, images, leaving.sender)  # sends while CRIU still writes
+            leaving.stream = FolderSender(leaving.peer, images, leaving.sender, urgent=False)  # sends while CRIU still writes
             guest.cgroup.lift_quota()  # a throttled task could not reach its stop before the next period
             try:
                 self._tracker.arm(tasks)

@@ -1,0 +1,31 @@
+"""Work for guests that run waits for them; work inside a freeze does not."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from emulab.migration.priority import behind_guests
+
+
+def nice_of(thread: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, thread)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may come back")
+def test_a_thread_waits_for_guests_and_comes_back_and_no_other_thread_does():
+    seen: list[int] = []
+
+    def work() -> None:
+        mine = threading.get_native_id()
+        for yes in (True, False):
+            behind_guests(yes=yes)
+            seen.extend((nice_of(mine), nice_of(main)))
+
+    main, before = threading.get_native_id(), nice_of(threading.get_native_id())
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [19, before, 0, before]
