@@ -49,6 +49,7 @@ def recover(guests: Guests, *, path: Path = journal.JOURNAL) -> list[Doubt]:
     """
     _wait_for_criu()
     _remove_images()
+    journal.compact(path)
     _close_arrivals(guests, path)
     newest = {entry["vm"]: entry for entry in journal.entries(path).values() if "vm" in entry}
     doubts = []

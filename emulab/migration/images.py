@@ -23,7 +23,6 @@ from emulab.migration.channel import Incoming, Peer
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.page_sender import PageSender
 from emulab.migration.pages import CHUNK_PAGES, PAGE, Chunk, Part
-from emulab.migration.priority import behind_guests
 from emulab.migration.store import ask
 
 _LOCAL = {"stats-dump", "parent", "irmap-cache"}
@@ -54,12 +53,13 @@ def _is_pages(name: str) -> bool:
 class FolderSender:
     """Sends the images of one folder, from the moment it is made: what CRIU has written so far, until ``finish`` says that it is done.
 
-    The connection belongs to it until ``finish`` or ``close`` has returned. ``urgent``: the guest stands still meanwhile.
+    The connection belongs to it until ``finish`` or ``close`` has returned. ``give_way`` is called by its threads
+    between chunks.
     """
 
-    def __init__(self, peer: Peer, folder: Path, sender: PageSender, *, urgent: bool = True) -> None:
+    def __init__(self, peer: Peer, folder: Path, sender: PageSender, *, give_way: Callable[[], None] = lambda: None) -> None:
         self._peer = peer
-        self._urgent = urgent
+        self._give_way = give_way
         self._folder = folder
         self._sender = sender
         self._sent: dict[str, int] = {}  # pages of each pages file
@@ -106,7 +106,6 @@ class FolderSender:
     # -- two threads: reading and hashing, and the link --------------------------------------------------------------------------------
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        behind_guests(yes=not self._urgent)
         try:
             work()
         except BaseException as error:
@@ -119,6 +118,7 @@ class FolderSender:
             self._sender.versions.begin(self._folder)
             complete = False
             while not complete and not self._stopped.is_set():
+                self._give_way()
                 complete = self._complete.is_set()  # asked before looking: what is there then is all there is
                 moved = self._gather(complete=complete)
                 if self._parts and (complete or (not moved and self._pages_gathered() >= _EAGER_PAGES and self._ahead.empty())):
@@ -173,6 +173,7 @@ class FolderSender:
         return sum(part.count for part in self._parts)
 
     def _hand_over(self) -> None:
+        self._give_way()
         chunk = self._sender.chunk(self._folder, self._parts, b"".join(self._data))
         self._parts, self._data = [], []
         parts = [(part.name, part.first, part.count) for part in chunk.parts]
@@ -195,6 +196,7 @@ class FolderSender:
                 continue
             if message is None:
                 return
+            self._give_way()
             kind, payload, fields = message
             self._peer.send(kind, payload, **fields)
 

@@ -45,6 +45,18 @@ def entries(path: Path = JOURNAL) -> dict[str, dict[str, Any]]:
     return found
 
 
+def compact(path: Path = JOURNAL, *, beyond: int = 1 << 20, keep: int = 256) -> None:
+    """Keep the newest line of the last ``keep`` migrations if the journal is larger than ``beyond`` bytes. Nobody may write meanwhile."""
+    if not path.exists() or path.stat().st_size <= beyond:
+        return
+    partial = path.with_name(f"{path.name}.new")
+    with partial.open("w") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in list(entries(path).values())[-keep:])
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
 def last_state(migration: str, path: Path = JOURNAL) -> str:
     """The newest state of a migration, or "unknown"."""
     return str(entries(path).get(migration, {}).get("state", "unknown"))

@@ -46,7 +46,7 @@ class LiveRounds:
 
     def __init__(self) -> None:
         self._tasks: dict[int, _Task] = {}
-        self._shared = False
+        self._shared: set[tuple[str, str]] = set()  # device and inode of shared memory that has been sent
 
     def take(self, images: Path, pids: Iterable[int], check: Callable[[], None]) -> float:
         """Fill ``images`` with what was written since the last round. Tasks must be covered by the tracker.
@@ -60,13 +60,25 @@ class LiveRounds:
         for number, pid in enumerate(pids, 1):
             check()
             try:
-                _take_task(images, pid, number, self._task(pid), check)
-                if not self._shared:
-                    self._shared = True
-                    _take_shared(images, pid, check)
+                maps = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+                _take_task(images, pid, number, self._task(pid), maps, check)
+                self._take_shared(images, pid, maps, check)
             except (FileNotFoundError, ProcessLookupError):  # it has ended; CRIU will not ask for it
                 continue
         return since
+
+    def _take_shared(self, images: Path, pid: int, maps: Iterable[str], check: Callable[[], None]) -> None:
+        """Shared memory is saved in the freeze, whole: what of it crosses the wire now is only referred to then."""
+        for line in maps:
+            fields = line.split(maxsplit=5)
+            if fields[1][3] != "s" or len(fields) < 6 or not fields[5].startswith(_SHARED_MEMORY) or (fields[3], fields[4]) in self._shared:
+                continue
+            self._shared.add((fields[3], fields[4]))
+            with (images / SHARED).open("ab", buffering=0) as pages:
+                for first, last in merged(scan_present(pid, *range_of(line))):
+                    for _, data in read_memory(pid, first, last):
+                        check()
+                        pages.write(data)
 
     def _task(self, pid: int) -> _Task:
         started = start_ticks(pid)
@@ -76,8 +88,8 @@ class LiveRounds:
         return task
 
 
-def _take_task(images: Path, pid: int, number: int, task: _Task, check: Callable[[], None]) -> None:
-    written = merged([*scan_written(pid, protect=True), *_vdso(pid)])
+def _take_task(images: Path, pid: int, number: int, task: _Task, maps: Iterable[str], check: Callable[[], None]) -> None:
+    written = merged([*scan_written(pid, protect=True), *_vdso(maps)])
     kept, present = without(task.held, written), []
     with (
         (images / f"pagemap-{task.image}.img").open("wb", buffering=0) as pagemap,
@@ -97,23 +109,9 @@ def _take_task(images: Path, pid: int, number: int, task: _Task, check: Callable
     task.held = merged([*kept, *present])
 
 
-def _vdso(pid: int) -> Ranges:
+def _vdso(maps: Iterable[str]) -> Ranges:
     """CRIU saves it too, and no tracker covers it: a new program may have it at another address."""
-    maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-    return [range_of(line) for line in maps.splitlines() if line.endswith("[vdso]")]
-
-
-def _take_shared(images: Path, pid: int, check: Callable[[], None]) -> None:
-    """Shared memory is saved in the freeze, whole: what of it crosses the wire now is only referred to then."""
-    with (images / SHARED).open("wb", buffering=0) as pages:
-        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
-            fields = line.split(maxsplit=5)
-            if fields[1][3] != "s" or len(fields) < 6 or not fields[5].startswith(_SHARED_MEMORY):
-                continue
-            for first, last in merged(scan_present(pid, *range_of(line))):
-                for _, data in read_memory(pid, first, last):
-                    check()
-                    pages.write(data)
+    return [range_of(line) for line in maps if line.endswith("[vdso]")]
 
 
 def read_memory(pid: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:

@@ -19,7 +19,7 @@ from emulab.migration.inventory import count_mappings, take_inventory
 from emulab.migration.live import LiveRounds
 from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
-from emulab.migration.priority import behind_guests
+from emulab.migration.priority import GiveWay
 from emulab.migration.progress import Progress
 from emulab.migration.rounds import Round, StopRule
 from emulab.migration.strategies import STRATEGIES
@@ -43,15 +43,15 @@ class PreCopyRounds:
         self._rule = StopRule(options.freeze_budget_s, options.max_rounds, options.min_rounds)
         self._found = take_inventory(leaving.guest.cgroup.pids())
         leaving.throttle = Throttle(leaving.guest.cgroup, leaving.guest.spec.vcpus)
+        self._give_way = GiveWay()
         leaving.report.dirty_tracker = self._tracker.name
         leaving.report.stop_rule = str(self._rule)
 
     def run(self) -> None:
-        behind_guests()
         try:
             self._run()
         finally:
-            behind_guests(yes=False)
+            self._give_way.end()
 
     def _run(self) -> None:
         leaving, rounds = self._leaving, self._leaving.report.rounds
@@ -92,7 +92,7 @@ class PreCopyRounds:
             images.mkdir()
             tasks = guest.cgroup.pids()
             distinct = leaving.sender.sent_pages
-            leaving.stream = FolderSender(leaving.peer, images, leaving.sender, urgent=False)  # sends while CRIU still writes
+            leaving.stream = FolderSender(leaving.peer, images, leaving.sender, give_way=self._give_way)  # sends while CRIU still writes
             guest.cgroup.lift_quota()  # a throttled task could not reach its stop before the next period
             try:
                 self._tracker.arm(tasks)
@@ -147,6 +147,7 @@ class PreCopyRounds:
         return result, prediction
 
     def _go_on(self) -> None:
+        self._give_way()
         self._leaving.control.check()
         if self._leaving.stream:
             self._leaving.stream.poll()

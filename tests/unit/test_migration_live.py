@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -82,7 +83,7 @@ def rounds_over(monkeypatch, tmp_path, pid, *written):
 
 def runs(folder, pid):
     """What a pagemap says, but for the vDSO, which is in every round."""
-    (vdso,) = live._vdso(pid)
+    (vdso,) = live._vdso(Path(f"/proc/{pid}/maps").read_text().splitlines())
     found = [(run.start, run.end, run.flags) for run in parse_pagemap((folder / f"pagemap-{pid}.img").read_bytes()).runs]
     assert (*vdso, PRESENT) in found
     return [run for run in found if run[:2] != vdso]
@@ -124,6 +125,20 @@ def test_shared_memory_travels_once(tmp_path, monkeypatch):
         first, second = rounds_over(monkeypatch, tmp_path, os.getpid(), [], [])
         assert content in (first / SHARED).read_bytes()
         assert not (second / SHARED).exists()
+
+
+def test_what_tasks_share_is_taken_of_the_first_and_what_only_another_has_of_that_one(tmp_path, monkeypatch):
+    with mmap.mmap(-1, PAGE, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as memory:
+        memory[:] = os.urandom(PAGE)
+        program = "import mmap, sys; m = mmap.mmap(-1, 4096); m[:] = b'S' * 4096; print('there', flush=True); sys.stdin.read()"
+        other = subprocess.Popen((sys.executable, "-c", program), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "there\n"
+        monkeypatch.setattr(live, "scan_written", lambda *_, **__: [])
+        LiveRounds().take(tmp_path, [os.getpid(), os.getpid(), other.pid], lambda: None)
+        other.communicate()
+        found = (tmp_path / SHARED).read_bytes()
+        assert found.count(memory[:]) == 1
+        assert found.count(b"S" * PAGE) == 1
 
 
 def test_a_task_that_has_ended_is_left_out(tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from emulab.migration.priority import behind_guests
+from emulab import clock
+from emulab.migration.priority import GiveWay, behind_guests
 
 
 def nice_of(thread: int) -> int:
@@ -29,3 +30,26 @@ def test_a_thread_waits_for_guests_and_comes_back_and_no_other_thread_does():
     thread.start()
     thread.join()
     assert seen == [19, before, 0, before]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may come back")
+def test_patience_ends(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(clock, "now", lambda: now[0])
+    give_way = GiveWay(patience_s=3.0)
+    seen: list[int] = []
+
+    def work() -> None:
+        for instant in (100.1, 102.9, 103.1):
+            now[0] = instant
+            give_way()
+            seen.append(nice_of(threading.get_native_id()))
+        now[0] = 100.2
+        give_way()
+        give_way.end()
+        seen.append(nice_of(threading.get_native_id()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [19, 19, 0, 0]

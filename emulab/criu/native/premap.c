@@ -78,8 +78,8 @@ static int window_pid, next; /* mappings before ``next`` have had their turn */
 static const struct task *elder;
 static struct window elders;
 
-/* What CRIU has in registers that a called function leaves as they are, and where it goes on. */
-struct caller { uintptr_t registers[REGISTERS], address; };
+/* What CRIU has in registers that a called function leaves as they are. */
+struct caller { uintptr_t registers[REGISTERS]; };
 
 /* Which register is CRIU's variable: one of ``guesses`` (bits). ``found``: 1 = it is known, -1 = it never will be. */
 static int found, variable, guesses;
@@ -186,7 +186,7 @@ static int load(struct task *task, int folder, const char *name)
 	return size > got - HEADER ? -1 : parse(task, content + HEADER, content + HEADER + size);
 }
 
-/* A task whose image cannot be read gets its area where the kernel likes. */
+/* If one image cannot be read, CRIU's way is taken with all tasks: nobody would know what its children have from it. */
 void premap_load(void)
 {
 	const char *path = getenv("EMULAB_SHIM_PREMAP");
@@ -201,11 +201,13 @@ void premap_load(void)
 	for (struct dirent *entry; (entry = readdir(folder));) {
 		struct task task = { 0 };
 		char rest;
-		if (sscanf(entry->d_name, "mm-%d.im%c", &task.pid, &rest) != 2 || load(&task, dirfd(folder), entry->d_name))
+		if (sscanf(entry->d_name, "mm-%d.im%c", &task.pid, &rest) != 2)
 			continue;
 		struct task *larger = realloc(tasks, (task_count + 1) * sizeof *larger);
-		if (!larger)
+		if (!larger || load(&task, dirfd(folder), entry->d_name)) {
+			task_count = 0;
 			break;
+		}
 		tasks = larger;
 		tasks[task_count++] = task;
 	}
