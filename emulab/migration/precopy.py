@@ -19,7 +19,7 @@ from emulab.migration.inventory import count_mappings, take_inventory
 from emulab.migration.live import LiveRounds
 from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
-from emulab.migration.priority import GiveWay
+from emulab.migration.priority import GiveWay, patience
 from emulab.migration.progress import Progress
 from emulab.migration.rounds import Round, StopRule
 from emulab.migration.strategies import STRATEGIES
@@ -43,7 +43,7 @@ class PreCopyRounds:
         self._rule = StopRule(options.freeze_budget_s, options.max_rounds, options.min_rounds)
         self._found = take_inventory(leaving.guest.cgroup.pids())
         leaving.throttle = Throttle(leaving.guest.cgroup, leaving.guest.spec.vcpus)
-        self._give_way = GiveWay()
+        self._give_way = GiveWay(patience(leaving.guest.cgroup.pids(), leaving.guest.spec.vcpus))
         leaving.report.dirty_tracker = self._tracker.name
         leaving.report.stop_rule = str(self._rule)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
 from emulab import clock
-from emulab.migration.priority import GiveWay, behind_guests
+from emulab.migration.priority import GiveWay, behind_guests, patience
 
 
 def nice_of(thread: int) -> int:
@@ -53,3 +56,17 @@ def test_patience_ends(monkeypatch):
     thread.start()
     thread.join()
     assert seen == [19, 19, 0, 0]
+
+
+def test_only_a_guest_with_cpu_time_to_give_is_waited_for():
+    spin = [subprocess.Popen((sys.executable, "-c", "while True: pass")) for _ in range(6)]
+    try:
+        time.sleep(0.2)
+        pids = [process.pid for process in spin]
+        assert patience(pids, vcpus=1.0) == 0
+        assert patience(pids, vcpus=4.0) > 0
+        assert patience([os.getppid(), 4194304], vcpus=1.0) > 0
+    finally:
+        for process in spin:
+            process.kill()
+            process.wait()
