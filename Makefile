@@ -21,7 +21,7 @@ help: ## list the targets
 experiment: bootstrap ## run an experiment: USERS=100 STEADY=120 SCENARIO=one-migration SEED=1
 	@$(EMULAB) experiment --repair $(scenario) $(settings)
 
-bench: bootstrap ## our migration beside stock CRIU, 35 to 40 minutes: REPETITIONS=5 QUICK=1 ONLY="web idle" RESUME=runs/bench/latest
+bench: bootstrap ## our migration beside stock CRIU, 45 minutes: REPETITIONS=5 QUICK=1 ONLY="web idle" RESUME=runs/bench/latest
 	@$(EMULAB) bench --repair $(if $(REPETITIONS),--repetitions '$(REPETITIONS)') $(if $(QUICK),--quick) $(foreach one,$(ONLY),--only '$(one)') $(if $(RESUME),--resume '$(RESUME)')
 
 test: bootstrap-dev ## everything that CI runs: lint, types and all tests
