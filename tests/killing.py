@@ -34,7 +34,7 @@ def waits(process):
         if not gate:
             return False
         if call[:2] != ["0", hex(int(gate[0].split(b"=")[1]))]:
-            time.sleep(0.03)  # it may not have come to its gate yet
+            time.sleep(0.015)  # it may not have come to its gate yet
             call = (process / "syscall").read_text().split()
         return call[:2] == ["0", hex(int(gate[0].split(b"=")[1]))]
     except (OSError, ValueError):

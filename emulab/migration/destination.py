@@ -125,6 +125,7 @@ class Arrival:
         self.guest.cgroup.lift_quota()
 
     def _prepare_daemon(self, _: Incoming) -> None:
+        behind_guests(yes=False)  # a process begins with the priority of the thread that starts it
         self.daemon = DaemonProcess()  # now, because a Python program takes its time to start
         self._peer.send("ok")
 

@@ -53,7 +53,7 @@ class GiveWay:
 
     def __call__(self) -> None:
         waits = clock.now() < self._until
-        if getattr(self._of_thread, "waits", False) != waits:
+        if getattr(self._of_thread, "waits", None) != waits:  # a new thread has the priority of the one that started it
             self._of_thread.waits = waits
             behind_guests(yes=waits)
 

@@ -213,7 +213,7 @@ def accidents():
         Killed("CRIU killed on the source", ("dump", "transfer", "restore", "commit", "resume"), side="source", victim=("criu",)),
         Killed("CRIU killed at work on the source", ("dump",), side="source", victim=("criu",), delay_s=0.03),
         Killed("CRIU killed on the destination", ("restore", "commit"), side="destination", victim=("criu",)),
-        Killed("CRIU killed at work on the destination", ("restore",), side="destination", victim=("criu",), delay_s=0.05),
+        Killed("CRIU killed at work on the destination", ("restore",), side="destination", victim=("criu",), delay_s=0.005),
         CommanderKilled("command line killed"),
         Cut("source cut off for 3 s", heals_s=3.0),
         Cut("source cut off beyond the deadline", options={"deadline_s": 4.0}, heals_s=12.0),
