@@ -52,6 +52,7 @@ def render(document: dict[str, Any], figures: list[Figure]) -> str:
         figure_data=script_json({figure.key: _spec(figure) for figure in figures}),
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own file
         cell=cell,
+        unbroken=lambda text: text.replace(" ", "\u00a0").replace("\u00a0(", " (").replace("\u00a0per", " per"),
         verdict=verdict,
         started=instant(document["started_at"]),
         phases=_phases_text,
