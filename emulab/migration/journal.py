@@ -50,7 +50,8 @@ def compact(path: Path = JOURNAL, *, beyond: int = 1 << 20, keep: int = 256) -> 
     if not path.exists() or path.stat().st_size <= beyond:
         return
     partial = path.with_name(f"{path.name}.new")
-    with partial.open("w") as file:
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
         file.writelines(json.dumps(entry) + "\n" for entry in list(entries(path).values())[-keep:])
         file.flush()
         os.fsync(file.fileno())
