@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -25,14 +23,13 @@ from emulab.migration.images import FolderReceiver, check_file_name
 from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.lazy.handover import DaemonProcess
 from emulab.migration.page_receiver import PageReceiver
-from emulab.migration.priority import behind_guests
+from emulab.migration.priority import behind_guests, go_first
 from emulab.node import link
 from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
 
 log = logging.getLogger("emulab.migration")
 
 IMAGES = Path("/run/emulab")
-_URGENT = -20
 FINAL = "final"  # the image folder of the final dump
 
 
@@ -283,8 +280,7 @@ class _Restore:
         # CRIU lets each task go in turn, at several stops each; they wait meanwhile, and run where they like from pre-resume on.
         self._one_cpu = OneCpu(self._arrival.guest.cgroup.pids(), self._criu.process.pid, self._arrival.key)
         # The first tasks it lets go have work waiting, and would take the CPU from it that the others wait for.
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._criu.process.pid, _URGENT)
+        go_first(self._criu.process.pid)
         self._gate.wait()
         return self._allowed
 

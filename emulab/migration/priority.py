@@ -14,13 +14,22 @@ from emulab import clock
 PATIENCE_S = 3.0
 _LOOKS, _EVERY_S = 5, 0.02
 _QUEUED = 3.0  # tasks that want to run for each virtual CPU: more is a guest that has no time to give
-_BEHIND, _NORMAL = 19, 0
+_BEHIND, _NORMAL, _FIRST = 19, 0, -20
 
 
 def behind_guests(*, yes: bool = True) -> None:
     """Let this thread wait for guests, or no longer."""
-    with contextlib.suppress(OSError):  # to come back takes CAP_SYS_NICE
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BEHIND if yes else _NORMAL)
+    _be(threading.get_native_id(), _BEHIND if yes else _NORMAL)
+
+
+def go_first(pid: int) -> None:
+    """Let a process that others wait for go before all of them."""
+    _be(pid, _FIRST)
+
+
+def _be(task: int, nice: int) -> None:
+    with contextlib.suppress(OSError):  # to come back, or to go first, takes CAP_SYS_NICE
+        os.setpriority(os.PRIO_PROCESS, task, nice)
 
 
 def patience(pids: Sequence[int], vcpus: float) -> float:
