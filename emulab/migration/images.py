@@ -118,7 +118,6 @@ class FolderSender:
             self._sender.versions.begin(self._folder)
             complete = False
             while not complete and not self._stopped.is_set():
-                self._give_way()
                 complete = self._complete.is_set()  # asked before looking: what is there then is all there is
                 moved = self._gather(complete=complete)
                 if self._parts and (complete or (not moved and self._pages_gathered() >= _EAGER_PAGES and self._ahead.empty())):
