@@ -24,7 +24,8 @@ found = {}
 guest.cgroup.lift_quota()
 guest.cgroup.freeze()
 try:
-    for way, extra in (("stock", {"EMULAB_SHIM_STOCK": "1"}), ("ahead", {})):
+    # The first is not compared: its reading of a deleted file may change the access time that is in the image.
+    for way, extra in (("first", {}), ("stock", {"EMULAB_SHIM_STOCK": "1"}), ("ahead", {})):
         images = base / way
         images.mkdir(parents=True)
         call = commands.dump(pid=guest.pid, images=images, parent=None, rootfs=str(guest.rootfs.merged),
