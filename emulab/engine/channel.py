@@ -45,6 +45,7 @@ class ExecStream:
                 f"cannot run a command in {container[:12]}: {error}", hint="is the node still running? emulab status"
             ) from error
         self._socket: socket.socket = getattr(self._raw, "_sock", self._raw)
+        self._early = _came_with_the_head(self._raw, self._socket)
         self._socket.settimeout(None)
         self._buffer = bytearray()
         self._frame_left = 0
@@ -140,6 +141,9 @@ class ExecStream:
             self._buffer += piece
 
     def _receive_bytes(self, size: int) -> bytes:
+        if self._early:
+            piece, self._early = self._early[:size], self._early[size:]
+            return piece
         try:
             piece = self._socket.recv(size)
         except OSError:
@@ -148,6 +152,15 @@ class ExecStream:
             self._ended = True
             self._frame_left = 0
         return piece
+
+
+def _came_with_the_head(raw: Any, sock: socket.socket) -> bytes:
+    """Output that arrived together with the head of the engine's answer is in the buffer of the reader of heads, and nowhere else."""
+    reader = getattr(getattr(getattr(getattr(raw, "_response", None), "raw", None), "_fp", None), "fp", None)
+    if reader is None:
+        return b""
+    sock.setblocking(False)  # an empty buffer must not wait for more
+    return bytes(reader.peek())
 
 
 def run(client: DockerClient, container: str, argv: Sequence[str], *, stdin: bytes | None = None, timeout_s: float = 60.0) -> Outcome:
