@@ -35,6 +35,7 @@ from emulab.migration.precopy import PreCopyRounds
 from emulab.migration.predict import Machine, Prediction, Wire
 from emulab.migration.preflight import refuse_unmovable
 from emulab.migration.progress import Progress
+from emulab.migration.reserve import Reserve
 from emulab.migration.rounds import Round
 from emulab.migration.strategies import STRATEGIES
 from emulab.migration.throttle import Throttle
@@ -93,6 +94,7 @@ class Departure:
         self.tracker: DirtyTracker | None = None
         self.dump: FinalDump | None = None
         self.one_cpu: OneCpu | None = None
+        self.reserve = Reserve()  # for the images of the final dump
         self.pages: ServerProcess | None = None  # post-copy: serves the frozen guest's memory
         self.late_distinct = self.late_zero = 0  # pages that it served
         self.chain: list[Path] = []  # image folders, the oldest first: each one's parent is the one before
@@ -215,6 +217,7 @@ class Departure:
         assert self.dump is not None
         images = self.folder / FINAL
         self.one_cpu = OneCpu(self.guest.cgroup.pids(), self.dump.pid, self.key)
+        self.reserve.give_back()
         self.dump.begin()
         self.stream = FolderSender(self.peer, images, self.sender)
         with self._looking_at_layer():
@@ -361,6 +364,7 @@ class Departure:
         return {"vm": self.report.vm, "from": self.report.source, "to": self.report.destination, "strategy": self.report.strategy}
 
     def _close(self) -> None:
+        self.reserve.give_back()
         if self.tracker:
             self.tracker.close()
         if self.dump:

@@ -24,6 +24,7 @@ from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.lazy.handover import DaemonProcess
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.priority import behind_guests, go_first
+from emulab.migration.reserve import Reserve
 from emulab.node import link
 from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
 
@@ -49,6 +50,8 @@ class Arrival:
         self._pages = PageReceiver(self._visit)
         self._layer = LayerReceiver(self.guest.rootfs.upper)
         self._images = FolderReceiver(self._folder, self._pages)
+        self._reserve = Reserve()  # for the images of the final dump, and for the guest
+        self._guest_bytes = 0
         self._hold: FrameHold | None = None
         self._hold_since = 0.0
         self._restore: _Restore | None = None
@@ -62,6 +65,7 @@ class Arrival:
             **dict.fromkeys(("folder", "files", "chunk", "folder-end"), self._image_message),
             "stored": lambda _: self._peer.send("stored", self._visit.offer()),
             "memory-follows": self._prepare_daemon,
+            "make-room": self._make_room,
             "hold": self._hold_frames,
             "announce": lambda _: self._draw_frames(),
             "restore": self._restore_guest,
@@ -84,6 +88,7 @@ class Arrival:
         except Exception as error:
             self._undo(error)
         finally:
+            self._reserve.give_back()
             if self.daemon:
                 self.daemon.close()
             self._pages.close()
@@ -126,6 +131,11 @@ class Arrival:
         self.daemon = DaemonProcess()  # now, because a Python program takes its time to start
         self._peer.send("ok")
 
+    def _make_room(self, message: Incoming) -> None:
+        images, guest = (max(0, int(message.fields[name])) for name in ("images", "guest"))
+        self._guest_bytes = min(guest, self.spec.memory_bytes)
+        self._reserve.want(min(images, self.spec.memory_bytes) + self._guest_bytes)
+
     def _hold_frames(self, _: Incoming) -> None:
         """Just before the freeze: ready to keep frames (none comes before ``announce`` tells the switches), CRIU started and waiting."""
         behind_guests(yes=False)
@@ -137,6 +147,7 @@ class Arrival:
     def _draw_frames(self) -> None:
         """The guest stands still: its frames come here from now on. May be repeated by a freeze that had to be tried again."""
         self._hold_since = clock.now()
+        self._reserve.give_back(keep=self._guest_bytes)
         announce(link.INNER_PORT, self.spec.mac, self.spec.address)
 
     def _restore_guest(self, message: Incoming) -> None:
@@ -161,6 +172,7 @@ class Arrival:
             )
         # Mounted only now: an overlay must not be mounted while its upper folder changes underneath it.
         self.guest.rootfs.mount(self._runner)
+        self._reserve.give_back()
         self._restore.run_to_gate()
 
     def _commit(self) -> None:

@@ -55,10 +55,12 @@ class PreCopyRounds:
 
     def _run(self) -> None:
         leaving, rounds = self._leaving, self._leaving.report.rounds
+        self._make_room(0)
         while True:
             leaving.control.check()
             last, prediction = self._round(len(rounds) + 1)
             rounds.append(last)
+            self._make_room(last.dirty_pages)
             decision = self._rule.decide(rounds, prediction)
             if not decision.stop or (decision.diverging and leaving.options.auto_converge and self._tighten(decision.reason)):
                 continue
@@ -69,6 +71,13 @@ class PreCopyRounds:
         leaving.timeline.mark(
             "migration.stop_rule", reason=decision.reason, predicted_blackout_s=prediction.total_s, predicted=prediction.parts()
         )
+
+    def _make_room(self, pages: int) -> None:
+        """Let both sides have memory ready for what the freeze will need: images of so many pages, there also the guest itself."""
+        found = self._found
+        images = (found.shared_pages + (0 if STRATEGIES[self._leaving.options.strategy].pages_follow else pages)) * PAGE
+        self._leaving.reserve.want(images)
+        self._leaving.peer.send("make-room", images=images, guest=(found.distinct_pages + found.shared_pages) * PAGE)
 
     def _tighten(self, reason: str) -> bool:
         """Withhold more CPU from the guest; False if there is nothing left to withhold."""

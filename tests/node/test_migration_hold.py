@@ -10,15 +10,20 @@ import hashlib
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 import uuid
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from emulab.command import Runner
 from emulab.migration.hold import FrameHold, announce
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from waiting import wait_until
 
 pytestmark = [pytest.mark.node, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
@@ -121,13 +126,6 @@ def hold(node):
     hold = node.hold()
     yield hold
     hold.close()
-
-
-def wait_until(check, timeout_s=20.0):
-    end = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def numbered(sender, address, numbers):

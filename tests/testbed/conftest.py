@@ -23,6 +23,7 @@ from emulab.testbed import Testbed
 from emulab.testbed.testbed import HOSTS, PYTHON
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import waiting
 from killing import read_line
 
 # A second checkout on the same machine sets its own, so that both can test at once.
@@ -186,10 +187,7 @@ def is_ready(guest):
 
 
 def wait_until(check, timeout_s=60.0):
-    end = time.monotonic() + timeout_s * SLOWNESS
-    while not check():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.05)
+    waiting.wait_until(check, timeout_s * SLOWNESS, every_s=0.05)
 
 
 def answers(testbed, node):

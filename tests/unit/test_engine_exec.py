@@ -50,7 +50,8 @@ class Engine:
                     for piece in self._pieces:
                         connection.sendall(piece)
                     return
-                answer = json.dumps({"Id": "1"} if b"/json" not in line else {"ExitCode": 0, "Running": False, "Pid": 0}).encode()
+                told = {"ExitCode": 0, "Running": False, "Pid": 0} if b"/json" in line else {"Id": "1"}
+                answer = json.dumps(told).encode()
                 connection.sendall(
                     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer
                 )

@@ -100,36 +100,33 @@ static int number(const char *text)
 	return value;
 }
 
+/* The content of a file, in a buffer that the next call may use again. NULL if it cannot be read. */
 static char *whole(int dir, const char *name, size_t *length)
 {
+	static char *text;
+	static size_t room = 1 << 18;
+	size_t size = 0;
+	ssize_t got;
 	int fd = syscall(SYS_openat, dir, name, O_RDONLY | O_CLOEXEC, 0);
 	if (fd < 0)
 		return NULL;
-	size_t room = 1 << 18, size = 0;
-	char *text = malloc(room + 1);
-	ssize_t got = 0;
+	if (!text)
+		text = malloc(room + 1);
 	while (text && (got = syscall(SYS_read, fd, text + size, room - size)) > 0) {
 		size += got;
 		if (size == room) {
 			char *larger = realloc(text, 2 * room + 1);
-			if (!larger) {
-				free(text);
-				text = NULL;
+			if (!larger)
 				break;
-			}
 			text = larger;
 			room *= 2;
 		}
 	}
 	syscall(SYS_close, fd);
-	if (text && got < 0) {
-		free(text);
+	if (!text || got)
 		return NULL;
-	}
-	if (text) {
-		text[size] = 0;
-		*length = size;
-	}
+	text[size] = 0;
+	*length = size;
 	return text;
 }
 
@@ -231,9 +228,10 @@ static void prepare(struct slot *slot, struct slot *before)
 	snprintf(path, sizeof path, "/proc/%d/map_files", slot->pid);
 	int map_files = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 	snprintf(path, sizeof path, "/proc/%d/smaps", slot->pid);
-	slot->smaps = map_files < 0 ? NULL : whole(AT_FDCWD, path, &slot->smaps_length);
+	char *text = map_files < 0 ? NULL : whole(AT_FDCWD, path, &slot->smaps_length);
+	int count = text ? strip(text, &slot->smaps_length) : 0;
+	slot->smaps = text ? strdup(text) : NULL;
 	if (slot->smaps) {
-		int count = strip(slot->smaps, &slot->smaps_length);
 		slot->areas = calloc(count + 1, sizeof *slot->areas);
 		unsigned major = 0, minor = 0, last_major = 0, last_minor = 0;
 		unsigned long inode = 0, last_inode = 0;
@@ -300,7 +298,6 @@ static void start(void)
 	while (slots && slot_count < lines && (word = strsep(&rest, "\n")))
 		if (number(word))
 			slots[slot_count++].pid = number(word);
-	free(text);
 	/* CRIU's signal handlers belong to its own thread. */
 	sigset_t all, before;
 	sigfillset(&all);
