@@ -35,7 +35,7 @@ _STEADY_S = 3.0
 _WARM_S = 2.0
 _DRAINED_S = 15.0  # at 70 % of capacity what has queued up in 4 s needs 9 s to be gone
 _BEFORE_S = 5.0
-_STARTING_S = 2.0  # what watches a migration is started just before it, and costs the clients their CPU
+_STARTING_S = 4.0  # what watches a migration is started before it, and costs the clients their CPU
 _IDLE_S = 2.5  # longer than the site's keep-alive: every connection is closed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from emulab.errors import EmulabError
 from emulab.testbed import Testbed
 
 WATCH = "emulab.bench.watch"
+SETTLED_S = 2.0  # to start the watchers takes the CPU from a loaded guest; what queued up meanwhile is served first
 _NEAR_S = 0.1
 _LONGEST_S = 240.0
 
@@ -87,6 +89,7 @@ class Watched:
         self._remotes = [self._stack.enter_context(Remote(testbed.project, node, WATCH, guest)) for node in (source, to)]
         for remote in self._remotes:
             remote.expect("watching")
+        time.sleep(SETTLED_S)
 
     def finish(self) -> tuple[dict[str, Any], dict[str, Any]]:
         for remote in self._remotes:

@@ -1,4 +1,4 @@
-"""Looks at a guest of this node from outside, every millisecond: can any of its tasks run, and how much left through the uplink.
+"""Looks at a guest of this node from outside, every other millisecond: can any of its tasks run, and how much left through the uplink.
 
 ``python -m emulab.bench.watch GUEST`` prints "watching", looks until its standard input ends, then prints one JSON object:
 ``{"changes": [[instant, "absent" | "runs" | "stopped"], …], "tx_start", "tx_end", "guest_tx_start", "guest_tx_end", "longest_gap_s"}``.
@@ -20,9 +20,9 @@ from pathlib import Path
 from emulab import clock
 from emulab.node import cgroup, link
 
-STEP_S = 0.001
-# A look at many tasks takes a millisecond itself. It must not take the CPU away from what it looks at: a tenth at most.
-_PAUSE_PER_LOOK = 9.0
+STEP_S = 0.002
+# A look at many tasks takes half a millisecond itself. It must not take the CPU away from what it looks at: a twentieth at most.
+_PAUSE_PER_LOOK = 19.0
 # CRIU restores inside the guest's cgroup: its own processes there are not the guest's.
 _NOT_OF_THE_GUEST = (b"(criu)", b"(hook)", b"(runc", b"(sh)")
 # A transmit counter can only be kept beyond the life of its interface by looking at it often.
@@ -40,6 +40,7 @@ class Look:
         self._state = main / ("cgroup.events" if self._v2 else "freezer.state")
         self._proc = proc
         self._witness = ""
+        self._stat: dict[str, int] = {}  # descriptors: to open the file of each task would be most of the work
 
     def state(self) -> str:
         try:
@@ -68,8 +69,12 @@ class Look:
     def _can_run(self, pid: str) -> bool | None:
         """None: no task of the guest (gone, a zombie, or one of CRIU's own)."""
         try:
-            name, _, rest = (self._proc / pid / "stat").read_bytes().rpartition(b") ")
-        except OSError:
+            if pid not in self._stat:
+                self._stat[pid] = os.open(self._proc / pid / "stat", os.O_RDONLY | os.O_CLOEXEC)
+            name, _, rest = os.pread(self._stat[pid], 1024, 0).rpartition(b") ")
+        except OSError:  # it has ended; another of this number would be a new file
+            if pid in self._stat:
+                os.close(self._stat.pop(pid))
             return None
         state = rest[:1]
         if state in b"ZX" or any(other in name + b")" for other in _NOT_OF_THE_GUEST):

@@ -15,7 +15,7 @@ import mmap
 import os
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,7 @@ _UFFD_API = 0xAA
 _UFFDIO_API = 0xC018AA3F
 _FEATURES = 1 << 13 | 1 << 15  # UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC
 _USER_MODE_ONLY = 1
+_AT_ONCE = 4  # tasks covered in about a millisecond
 
 
 class TrackerError(EmulabError):
@@ -41,8 +42,11 @@ class DirtyTracker(Protocol):
     name: str
     write_protect: bool
 
-    def arm(self, pids: Sequence[int]) -> int:
-        """Cover the tasks; returns how many could not be covered (their pages are sent in each round)."""
+    def arm(self, pids: Sequence[int], give_way: Callable[[], None] = lambda: None) -> int:
+        """Cover the tasks; returns how many could not be covered (their pages are sent in each round).
+
+        ``give_way`` is called every millisecond or so.
+        """
         ...
 
     def close(self) -> None: ...
@@ -52,8 +56,8 @@ class SoftDirty:
     name = "soft-dirty"
     write_protect = False
 
-    def arm(self, pids: Sequence[int]) -> int:
-        del pids
+    def arm(self, pids: Sequence[int], give_way: Callable[[], None] = lambda: None) -> int:
+        del pids, give_way
         return 0
 
     def close(self) -> None:
@@ -67,18 +71,26 @@ class WriteProtect:
     def __init__(self) -> None:
         self._process = subprocess.Popen([str(NATIVE / "tracker")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def arm(self, pids: Sequence[int]) -> int:
+    def arm(self, pids: Sequence[int], give_way: Callable[[], None] = lambda: None) -> int:
+        failed = 0
+        for at in range(0, len(pids), _AT_ONCE):
+            give_way()
+            failed += self._ask("cover", pids[at : at + _AT_ONCE])
+        self._ask("keep", pids)
+        return failed
+
+    def _ask(self, what: str, pids: Sequence[int]) -> int:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            self._process.stdin.write(f"track {' '.join(map(str, pids))}\n")
+            self._process.stdin.write(f"{what} {' '.join(map(str, pids))}\n")
             self._process.stdin.flush()
             words = self._process.stdout.readline().split()
         except OSError as error:
             raise TrackerError(f"the write-protect tracker ended: {error}") from error
-        if len(words) != 5 or words[0] != "tracked":
+        if len(words) != 2 or words[0] != "failed":
             raise TrackerError(f"the write-protect tracker answered {' '.join(words) or 'nothing'!r}")
-        return int(words[4])
+        return int(words[1])
 
     def close(self) -> None:
         """Closing takes the protection off the guest: the kernel does so when the last descriptor goes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import signal
 import socket
@@ -83,6 +84,15 @@ class ExecStream:
     def stderr(self) -> str:
         """The last of what the command wrote to stderr and was received so far."""
         return self._stderr.decode(errors="replace").strip()
+
+    def is_quiet(self) -> bool:
+        """Whether the command goes on and nothing of it waits to be read."""
+        if self._ended or self._buffer or self._early or self._frame_left:
+            return False
+        try:
+            return not select.select((self._socket,), (), (), 0)[0]
+        except (OSError, ValueError):
+            return False
 
     def exit_code(self) -> int | None:
         """Exit code, or None while it runs."""

@@ -34,6 +34,7 @@ from emulab.migration.plan import compression, foresee, make_plan
 from emulab.migration.precopy import PreCopyRounds
 from emulab.migration.predict import Machine, Prediction, Wire
 from emulab.migration.preflight import refuse_unmovable
+from emulab.migration.priority import GiveWay, give_way_to
 from emulab.migration.progress import Progress
 from emulab.migration.reserve import Reserve
 from emulab.migration.rounds import Round
@@ -41,6 +42,7 @@ from emulab.migration.strategies import STRATEGIES
 from emulab.migration.throttle import Throttle
 from emulab.migration.watched import watched_paths
 from emulab.node.guest import Guest, Guests
+from emulab.node.sampler_read import cpu_used_s
 
 Connect = Callable[[], Peer]
 
@@ -86,6 +88,7 @@ class Departure:
         self.prediction: Prediction | None = None
         self.expected_blackout_s = 0.0
         self.throttle: Throttle | None = None
+        self.give_way = GiveWay(0.0)
         self.secret = secret
         self.folder = IMAGES / f"out-{key}"
         self.sender = PageSender(self.rate, asks=options.page_store)
@@ -94,7 +97,7 @@ class Departure:
         self.tracker: DirtyTracker | None = None
         self.dump: FinalDump | None = None
         self.one_cpu: OneCpu | None = None
-        self.reserve = Reserve()  # for the images of the final dump
+        self.reserve = Reserve(self.give_way)  # for the images of the final dump
         self.pages: ServerProcess | None = None  # post-copy: serves the frozen guest's memory
         self.late_distinct = self.late_zero = 0  # pages that it served
         self.chain: list[Path] = []  # image folders, the oldest first: each one's parent is the one before
@@ -119,8 +122,13 @@ class Departure:
     def run(self) -> Report:
         """Move the guest by the strategy asked for. Raises AbortedError (the guest runs here, or stays frozen here in doubt)."""
         self.timeline.mark("migration", "begin", at=self.report.start_s, **self._labels())
+        strategy = STRATEGIES[self.options.strategy]
         try:
-            STRATEGIES[self.options.strategy].run(self)
+            if strategy.has_rounds:
+                cgroup = self.guest.cgroup
+                self.give_way = give_way_to(cgroup.pids(), self.guest.spec.vcpus, lambda: cpu_used_s(cgroup.name))
+                self.reserve = Reserve(self.give_way)
+            strategy.run(self)
         except BaseException as error:
             undo.abort(self, error)
             raise
@@ -132,7 +140,7 @@ class Departure:
 
     def check(self) -> None:
         """Before anything is staged: raises EmulabError if this guest cannot move, or not as fast as was asked for."""
-        refuse_unmovable(self.guest, self.runner)
+        refuse_unmovable(self.guest, self.runner, self.give_way)
         self.find_watched()
         options, guest = self.options, self.guest
         if options.max_blackout_s is not None:
@@ -156,7 +164,11 @@ class Departure:
         self.folder.mkdir(parents=True)
         spec = self.guest.spec
         self.peer.ask(
-            "arrive", key=self.key, source=self.report.source, spec={**spec.__dict__, "argv": list(spec.argv), "env": dict(spec.env)}
+            "arrive",
+            key=self.key,
+            patience_s=self.give_way.left_s,
+            source=self.report.source,
+            spec={**spec.__dict__, "argv": list(spec.argv), "env": dict(spec.env)},
         )
 
     def prepare_pages(self) -> None:
@@ -181,6 +193,7 @@ class Departure:
     def freeze(self) -> None:
         """The blackout begins: every task stops, frames for the guest are steered to the destination and held there."""
         self.control.check()
+        self.give_way.end()
         store.ask(self.peer, self.sender)  # not inside the freeze
         if self._layer_copied:
             self.report.layer_bytes += self.layer_pass()
@@ -329,7 +342,7 @@ class Departure:
 
     def find_watched(self) -> None:
         """Learn the paths of what the guest watches by inotify, for CRIU."""
-        self.watched = watched_paths(self.guest.pid, self.guest.cgroup.pids())[0]
+        self.watched = watched_paths(self.guest.pid, self.give_way.between(self.guest.cgroup.pids()))[0]
 
     def left(self) -> float:
         """Seconds until the deadline of the blackout. Raises EmulabError once it has passed."""
@@ -364,6 +377,7 @@ class Departure:
         return {"vm": self.report.vm, "from": self.report.source, "to": self.report.destination, "strategy": self.report.strategy}
 
     def _close(self) -> None:
+        self.give_way.end()
         self.reserve.give_back()
         if self.tracker:
             self.tracker.close()

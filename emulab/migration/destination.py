@@ -23,7 +23,7 @@ from emulab.migration.images import FolderReceiver, check_file_name
 from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.lazy.handover import DaemonProcess
 from emulab.migration.page_receiver import PageReceiver
-from emulab.migration.priority import behind_guests, go_first
+from emulab.migration.priority import PATIENCE_S, GiveWay, behind_guests, go_first
 from emulab.migration.reserve import Reserve
 from emulab.node import link
 from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
@@ -50,7 +50,8 @@ class Arrival:
         self._pages = PageReceiver(self._visit)
         self._layer = LayerReceiver(self.guest.rootfs.upper)
         self._images = FolderReceiver(self._folder, self._pages)
-        self._reserve = Reserve()  # for the images of the final dump, and for the guest
+        self._give_way = GiveWay(min(PATIENCE_S, float(first.fields.get("patience_s", 0.0))), stay_behind=True)
+        self._reserve = Reserve(self._give_way)  # for the images of the final dump, and for the guest
         self._guest_bytes = 0
         self._hold: FrameHold | None = None
         self._hold_since = 0.0
@@ -75,8 +76,8 @@ class Arrival:
     # -- the conversation --------------------------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        behind_guests()  # until the one that arrives stands still
         try:
+            self._give_way()  # until the one that arrives stands still
             self._prepare()
             self._peer.send("ok")
             while not self._committed:
@@ -104,10 +105,12 @@ class Arrival:
         step(message)
 
     def _layer_message(self, message: Incoming) -> None:
+        self._give_way()
         if self._layer.handle(message):
             self._peer.send("ok")
 
     def _image_message(self, message: Incoming) -> None:
+        self._give_way()
         if self._images.handle(message):
             self._peer.send("ok")
 
@@ -138,7 +141,7 @@ class Arrival:
 
     def _hold_frames(self, _: Incoming) -> None:
         """Just before the freeze: ready to keep frames (none comes before ``announce`` tells the switches), CRIU started and waiting."""
-        behind_guests(yes=False)
+        self._give_way.end()
         if self._hold is None:
             self._hold = FrameHold(link.INNER_PORT, self.spec.mac)
             self._restore = _Restore(self, self._folder / FINAL)

@@ -172,8 +172,7 @@ class FolderSender:
         return sum(part.count for part in self._parts)
 
     def _hand_over(self) -> None:
-        self._give_way()
-        chunk = self._sender.chunk(self._folder, self._parts, b"".join(self._data))
+        chunk = self._sender.chunk(self._folder, self._parts, b"".join(self._data), self._give_way)
         self._parts, self._data = [], []
         parts = [(part.name, part.first, part.count) for part in chunk.parts]
         payload = b"".join((chunk.digest, chunk.refs, chunk.content))

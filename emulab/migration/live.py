@@ -26,7 +26,7 @@ PAGE = 4096
 SHARED = "pages-shared.img"  # content that the destination will need, and nothing that CRIU knows of
 _COMMON_MAGIC, _PAGEMAP_MAGIC, _INVENTORY_MAGIC = 0x54564319, 0x56084025, 0x58313116
 _IMAGES_V1_1 = 2
-_AT_ONCE = 1024 * PAGE
+_AT_ONCE = 128 * PAGE
 _SHARED_MEMORY = ("/dev/zero", "/SYSV", "/memfd:")
 
 Ranges = list[tuple[int, int]]  # [start, end) in bytes, ascending, apart from each other

@@ -15,6 +15,7 @@ from emulab.migration.pages import CHANGED, PAGE, STORED, ZERO_REF, Chunk, Part,
 from emulab.migration.versions import Versions
 
 _ZERO_PAGE = bytes(PAGE)
+_PIECE = 64 * PAGE
 _RUN_PAGES = 64  # compared at once
 _MOST_CHANGED = PAGE // 16  # bytes of a page that may differ from its earlier version
 _GIGABIT = 117e6  # bytes of payload per second
@@ -68,11 +69,14 @@ class PageSender:
         for digest, file, page in zip(self._known, self._file_of, self._page_of, strict=True):
             yield digest, self._files[file], page
 
-    def chunk(self, folder: Path, parts: Sequence[Part], data: bytes) -> Chunk:
-        """Next chunk to send: ``data`` is the content of ``parts``, files of ``folder``. Memory: about three times its size."""
+    def chunk(self, folder: Path, parts: Sequence[Part], data: bytes, give_way: Callable[[], None] = lambda: None) -> Chunk:
+        """Next chunk to send: ``data`` is the content of ``parts``, files of ``folder``. Memory: about three times its size.
+
+        ``give_way`` is called every millisecond or so.
+        """
         refs: list[int] = []
         fresh: list[bytes] = []
-        at, count = 0, len(self._known)
+        at, pause, count = 0, 0, len(self._known)
         with _Sources(self._files) as sources:
             for part in parts:
                 file = self._file_number(folder / part.name)
@@ -80,6 +84,9 @@ class PageSender:
                 before = self.versions.before(part.name, part.first, part.count)
                 start, done = len(numbers), 0
                 while done < part.count:
+                    if at >= pause:
+                        give_way()
+                        pause = at + _PIECE
                     page = data[at : at + PAGE]
                     if page == _ZERO_PAGE:
                         number = ref = ZERO_REF

@@ -19,7 +19,6 @@ from emulab.migration.inventory import count_mappings, take_inventory
 from emulab.migration.live import LiveRounds
 from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
-from emulab.migration.priority import GiveWay, patience
 from emulab.migration.progress import Progress
 from emulab.migration.rounds import Round, StopRule
 from emulab.migration.strategies import STRATEGIES
@@ -41,19 +40,13 @@ class PreCopyRounds:
         self._dirty = DirtyPages(write_protect=self._tracker.write_protect)
         self._live = LiveRounds() if self._tracker.write_protect else None
         self._rule = StopRule(options.freeze_budget_s, options.max_rounds, options.min_rounds)
-        self._found = take_inventory(leaving.guest.cgroup.pids())
+        self._give_way = leaving.give_way
+        self._found = take_inventory(self._give_way.between(leaving.guest.cgroup.pids()))
         leaving.throttle = Throttle(leaving.guest.cgroup, leaving.guest.spec.vcpus)
-        self._give_way = GiveWay(patience(leaving.guest.cgroup.pids(), leaving.guest.spec.vcpus))
         leaving.report.dirty_tracker = self._tracker.name
         leaving.report.stop_rule = str(self._rule)
 
     def run(self) -> None:
-        try:
-            self._run()
-        finally:
-            self._give_way.end()
-
-    def _run(self) -> None:
         leaving, rounds = self._leaving, self._leaving.report.rounds
         self._make_room(0)
         while True:
@@ -104,7 +97,7 @@ class PreCopyRounds:
             leaving.stream = FolderSender(leaving.peer, images, leaving.sender, give_way=self._give_way)  # sends while CRIU still writes
             guest.cgroup.lift_quota()  # a throttled task could not reach its stop before the next period
             try:
-                self._tracker.arm(tasks)
+                self._tracker.arm(tasks, self._give_way)
                 if self._live:
                     leaving.limit_guest()
                     frozen_s, clean_since = 0.0, self._live.take(images, tasks, self._go_on)
@@ -118,12 +111,12 @@ class PreCopyRounds:
             sent_s, image_bytes = clock.now() - sending, leaving.peer.bytes_out - before
             leaving.chain.append(images)
             layer_bytes = leaving.layer_pass()
-        pages, mappings = pages_in(images), count_mappings(tasks)
+        pages, mappings = pages_in(images), count_mappings(self._give_way.between(tasks))
         # What the guest writes again will hardly be repeats of other pages: of the first round, only distinct pages count.
         fresh = pages if number > 1 else leaving.sender.sent_pages - distinct
         self._learn_wire(pages, fresh, image_bytes, sent_s)
         leaving.machine.saw_round(frozen_s=frozen_s, tasks=len(tasks), mappings=mappings, pages=pages)
-        dirty = self._dirty.count(guest.cgroup.pids())
+        dirty = self._dirty.count(self._give_way.between(guest.cgroup.pids()))
         ended = clock.now()
         rest = Rest(
             tasks=len(tasks),

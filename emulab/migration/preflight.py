@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,17 +56,20 @@ class _Task:
         return f"process {self.pid} ({self.name}) {what}"
 
 
-def refuse_unmovable(guest: Guest, runner: Runner) -> None:
-    """Raises UnmovableError with every reason. Commands that entered the guest get a moment to end: they cannot move with it."""
+def refuse_unmovable(guest: Guest, runner: Runner, give_way: Callable[[], None] = lambda: None) -> None:
+    """Raises UnmovableError with every reason. Commands that entered the guest get a moment to end: they cannot move with it.
+
+    ``give_way`` is called before each look at a task.
+    """
     end = clock.now() + _ENTERED_PATIENCE_S
     while _entered(guest.pid, _tasks(guest.cgroup.pids())) and clock.now() < end:
         time.sleep(0.05)
-    reasons = unmovable(guest.pid, guest.cgroup.pids(), runner)
+    reasons = unmovable(guest.pid, guest.cgroup.pids(), runner, give_way)
     if reasons:
         raise UnmovableError(f"it cannot move: {'; '.join(reasons)}", hint="end or reconfigure what is named, then try again")
 
 
-def unmovable(first: int, pids: Collection[int], runner: Runner) -> list[str]:
+def unmovable(first: int, pids: Collection[int], runner: Runner, give_way: Callable[[], None] = lambda: None) -> list[str]:
     """Sentences on what cannot move among these tasks of the guest whose first process is ``first``; empty: all of it can."""
     tasks = _tasks(pids)
     entered = _entered(first, tasks)
@@ -74,6 +77,7 @@ def unmovable(first: int, pids: Collection[int], runner: Runner) -> list[str]:
     inside = [task for task in tasks.values() if task not in entered]
     seen = _Seen(first)
     for task in inside:
+        give_way()
         reasons += [task.says(what) for what in (*_states(task), *_namespaces(task, first), *_mappings(task), *seen.descriptors(task))]
     if first in tasks and tasks[first].session:
         reasons += [task.says("belongs to a session from outside: start it with setsid") for task in inside if not task.session]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from emulab import clock
 from emulab.node.cgroup import GuestCgroup
-from emulab.node.sampler_read import open_cgroup
+from emulab.node.sampler_read import cpu_used_s
 
 STEPS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 _LEAST_VCPUS = 0.01  # the kernel's smallest quota: 1 ms in 100 ms
@@ -25,7 +25,7 @@ class Throttle:
     def __init__(self, cgroup: GuestCgroup, vcpus: float, cpu_s: Callable[[], float] | None = None) -> None:
         self._cgroup = cgroup
         self._vcpus = vcpus
-        self._cpu_s = cpu_s or (lambda: _used_s(cgroup.name))
+        self._cpu_s = cpu_s or (lambda: cpu_used_s(cgroup.name))
         self._since = clock.now()
         self._used_then = self._cpu_s()
         self._used_vcpus = vcpus
@@ -51,14 +51,3 @@ class Throttle:
     def apply(self) -> None:
         """Set the limit again, after it was lifted for a stop."""
         self._cgroup.set_quota(self.vcpus)
-
-
-def _used_s(group: str) -> float:
-    try:
-        reader = open_cgroup(group)
-    except OSError:
-        return 0.0
-    try:
-        return reader.cpu_s()
-    finally:
-        reader.close()

@@ -108,6 +108,18 @@ def open_cgroup(group: str = "", root: Path = CGROUP_ROOT) -> CgroupReader:
     return CgroupV2(group, root) if (root / "cgroup.controllers").exists() else CgroupV1(group, root)
 
 
+def cpu_used_s(group: str) -> float:
+    """CPU time that a group has used so far, in seconds; 0 if there is no such group."""
+    try:
+        reader = open_cgroup(group)
+    except OSError:
+        return 0.0
+    try:
+        return reader.cpu_s()
+    finally:
+        reader.close()
+
+
 def _value(text: bytes, key: bytes) -> int:
     """One number of a "key value" file; 0 where the key is absent."""
     start = text.find(b"\n" + key + b" ")

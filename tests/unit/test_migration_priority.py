@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
-from emulab import clock
-from emulab.migration.priority import GiveWay, behind_guests, patience
+from emulab.migration import priority
+from emulab.migration.priority import PATIENCE_S, GiveWay, behind_guests, give_way_to, running
 
 
 def nice_of(thread: int) -> int:
@@ -29,43 +30,93 @@ def test_a_thread_waits_for_guests_and_comes_back_and_no_other_thread_does():
             seen.extend((nice_of(mine), nice_of(main)))
 
     main, before = threading.get_native_id(), nice_of(threading.get_native_id())
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
+    in_a_thread(work)
     assert seen == [19, before, 0, before]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may come back")
-def test_patience_ends(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(clock, "now", lambda: now[0])
-    give_way = GiveWay(patience_s=3.0)
-    seen: list[int] = []
+def work_for(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
-    def work() -> None:
-        for instant in (100.1, 102.9, 103.1):
-            now[0] = instant
-            give_way()
-            seen.append(nice_of(threading.get_native_id()))
-        now[0] = 100.2
+
+def test_only_who_has_worked_waits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(priority, "running", lambda: 100)
+    give_way = GiveWay(patience_s=10.0)
+    work_for(0.002)
+    give_way()
+    left = give_way.left_s
+    assert left < 9.99
+    for _ in range(100):
         give_way()
-        give_way.end()
-        seen.append(nice_of(threading.get_native_id()))
+    assert give_way.left_s == left
 
+
+def in_a_thread(work: Callable[[], None]) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [19, 19, 0, 0]
 
 
-def test_only_a_guest_with_cpu_time_to_give_is_waited_for():
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may come back")
+@pytest.mark.parametrize(("stay", "after"), [(False, 0), (True, 19)])
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch, stay: bool, after: int):
+    monkeypatch.setattr(priority, "running", lambda: 100)
+    give_way = GiveWay(patience_s=0.05, stay_behind=stay)
+    seen: list[int] = []
+
+    def work() -> None:
+        while give_way.left_s > 0:
+            work_for(0.002)
+            give_way()
+            seen.append(nice_of(threading.get_native_id()))
+        work_for(0.002)
+        started = time.monotonic()
+        give_way()
+        assert time.monotonic() - started < 0.014
+        seen.append(nice_of(threading.get_native_id()))
+        give_way.end()
+        seen.append(nice_of(threading.get_native_id()))
+
+    in_a_thread(work)
+    assert 4 <= len(seen) <= 8  # of at most 15 ms each
+    assert seen[:-2] == [19] * (len(seen) - 2)
+    assert seen[-2:] == [after, 0]
+
+
+def test_it_waits_for_an_idle_moment_and_no_longer(monkeypatch: pytest.MonkeyPatch):
+    looks = iter([100, 100, 1])
+    work_for(0.002)
+    monkeypatch.setattr(priority, "running", lambda: next(looks))
+    give_way = GiveWay(patience_s=10.0)
+    assert list(give_way.between(["a"])) == ["a"]
+    assert next(looks, "none left") == "none left"
+    assert 9.9 < give_way.left_s < 10.0 - 0.002
+
+
+def test_tasks_that_run_are_counted_on_the_whole_machine():
+    before = min(running() for _ in range(20))
+    spin = [subprocess.Popen((sys.executable, "-c", "while True: pass")) for _ in range(4)]
+    try:
+        time.sleep(0.3)
+        assert max(running() for _ in range(20)) >= before + 3
+    finally:
+        for process in spin:
+            process.kill()
+            process.wait()
+
+
+def test_a_guest_is_treated_as_it_is_busy():
     spin = [subprocess.Popen((sys.executable, "-c", "while True: pass")) for _ in range(6)]
     try:
         time.sleep(0.2)
         pids = [process.pid for process in spin]
-        assert patience(pids, vcpus=1.0) == 0
-        assert patience(pids, vcpus=4.0) > 0
-        assert patience([os.getppid(), 4194304], vcpus=1.0) > 0
+        queueing = give_way_to(pids, 1.0, time.monotonic)
+        assert (queueing.left_s, queueing.stays_behind) == (0.0, False)
+        busy = give_way_to(pids, 4.0, time.monotonic)
+        assert (busy.left_s, busy.stays_behind) == (PATIENCE_S, False)
+        idle = give_way_to([os.getppid(), 4194304], 1.0, lambda: 0.01 * time.monotonic())
+        assert (idle.left_s, idle.stays_behind) == (0.0, True)
     finally:
         for process in spin:
             process.kill()

@@ -1,8 +1,8 @@
 /*
  * tracker - arms asynchronous write-protect dirty tracking (userfaultfd WP_ASYNC) on the tasks of a guest.
  *
- * Protocol on stdin/stdout, one line each: "track PID PID ..." is answered by
- * "tracked TASKS NEW_TASKS MAPPINGS FAILED"; end of input ends the program. The descriptors are held until then;
+ * Protocol on stdin/stdout, one line each: "cover PID PID ..." covers these tasks too, "keep PID PID ..."
+ * lets go of all others; each is answered by "failed COUNT". End of input ends the program. The descriptors are held until then;
  * closing them takes all protection off, so a killed tracker leaves nothing behind in the guest.
  *
  * Each new task is stopped for the time of two system calls that it is made to run: userfaultfd() and close(). The
@@ -170,46 +170,41 @@ static int protect(const struct task *task, unsigned long start, unsigned long e
 }
 
 /* Neighbouring mappings in one call; one by one where a single one refuses (glibc's random state may be dropped by the kernel). */
-static int protect_run(const struct task *task, const struct range *run, int count)
+static void protect_run(const struct task *task, const struct range *run, int count)
 {
-	int done = 0;
-	if (!count)
-		return 0;
-	if (!protect(task, run[0].start, run[count - 1].end))
-		return count;
+	if (!count || !protect(task, run[0].start, run[count - 1].end))
+		return;
 	for (int i = 0; i < count; i++) /* what cannot be registered reads as written in every round: it is only sent again */
-		done += !protect(task, run[i].start, run[i].end);
-	return done;
+		protect(task, run[i].start, run[i].end);
 }
 
 /*
  * Register every private mapping; those already registered are accepted again by the kernel. Read-only ones too: relocated
  * data of shared libraries was written once and would otherwise be sent in every round (350 pages per Apache worker).
  */
-static int register_mappings(const struct task *task)
+static void register_mappings(const struct task *task)
 {
 	static struct range run[256];
 	char path[64], line[1024], perms[8];
 	unsigned long start, end;
-	int count = 0, done = 0;
+	int count = 0;
 	snprintf(path, sizeof path, "/proc/%d/maps", task->pid);
 	FILE *maps = fopen(path, "re");
 	if (!maps)
-		return -1;
+		return;
 	while (fgets(line, sizeof line, maps)) {
 		if (sscanf(line, "%lx-%lx %7s", &start, &end, perms) != 3)
 			continue;
 		if (perms[3] != 'p' || strstr(line, "[vvar") || strstr(line, "[vdso]") || strstr(line, "[vsyscall]"))
 			continue;
 		if (count == sizeof run / sizeof *run || (count && start != run[count - 1].end)) {
-			done += protect_run(task, run, count);
+			protect_run(task, run, count);
 			count = 0;
 		}
 		run[count++] = (struct range){ start, end };
 	}
-	done += protect_run(task, run, count);
+	protect_run(task, run, count);
 	fclose(maps);
-	return done;
 }
 
 static struct task *find(int pid)
@@ -220,11 +215,10 @@ static struct task *find(int pid)
 	return NULL;
 }
 
-static void track(char *pids)
+/* Returns how many could not be covered. */
+static int cover(char *pids)
 {
-	int fresh = 0, mappings = 0, failed = 0;
-	for (int i = 0; i < task_count; i++)
-		tasks[i].seen = 0;
+	int failed = 0;
 	for (char *word = strtok(pids, " \n"); word; word = strtok(NULL, " \n")) {
 		int pid = atoi(word);
 		unsigned long long started = start_time(pid);
@@ -248,32 +242,41 @@ static void track(char *pids)
 			}
 			task = &tasks[task_count++];
 			*task = (struct task){ .pid = pid, .uffd = uffd, .started = started };
-			fresh++;
 		}
-		task->seen = 1;
-		int done = register_mappings(task);
-		if (done >= 0)
-			mappings += done;
+		register_mappings(task);
+	}
+	return failed;
+}
+
+static int keep(char *pids)
+{
+	for (int i = 0; i < task_count; i++)
+		tasks[i].seen = 0;
+	for (char *word = strtok(pids, " \n"); word; word = strtok(NULL, " \n")) {
+		struct task *task = find(atoi(word));
+		if (task)
+			task->seen = 1;
 	}
 	for (int i = task_count - 1; i >= 0; i--)
 		if (!tasks[i].seen) { /* it exited */
 			close(tasks[i].uffd);
 			tasks[i] = tasks[--task_count];
 		}
-	printf("tracked %d %d %d %d\n", task_count, fresh, mappings, failed);
-	fflush(stdout);
+	return 0;
 }
 
 int main(void)
 {
 	char *line = NULL;
 	size_t room = 0;
-	while (getline(&line, &room, stdin) > 0)
-		if (!strncmp(line, "track ", 6))
-			track(line + 6);
-		else {
+	while (getline(&line, &room, stdin) > 0) {
+		if (!strncmp(line, "cover ", 6))
+			printf("failed %d\n", cover(line + 6));
+		else if (!strncmp(line, "keep ", 5))
+			printf("failed %d\n", keep(line + 5));
+		else
 			printf("error unknown request\n");
-			fflush(stdout);
-		}
+		fflush(stdout);
+	}
 	return 0;
 }
