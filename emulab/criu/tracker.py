@@ -70,6 +70,8 @@ class WriteProtect:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen([str(NATIVE / "tracker")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with contextlib.suppress(OSError):  # whoever starts it may wait for guests; it stops tasks, and must not be left waiting meanwhile
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, 0)
 
     def arm(self, pids: Sequence[int], give_way: Callable[[], None] = lambda: None) -> int:
         failed = 0

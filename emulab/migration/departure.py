@@ -34,7 +34,7 @@ from emulab.migration.plan import compression, foresee, make_plan
 from emulab.migration.precopy import PreCopyRounds
 from emulab.migration.predict import Machine, Prediction, Wire
 from emulab.migration.preflight import refuse_unmovable
-from emulab.migration.priority import GiveWay, give_way_to
+from emulab.migration.priority import PATIENCE_S, GiveWay
 from emulab.migration.progress import Progress
 from emulab.migration.reserve import Reserve
 from emulab.migration.rounds import Round
@@ -126,7 +126,8 @@ class Departure:
         try:
             if strategy.has_rounds:
                 cgroup = self.guest.cgroup
-                self.give_way = give_way_to(cgroup.pids(), self.guest.spec.vcpus, lambda: cpu_used_s(cgroup.name))
+                self.give_way = GiveWay(PATIENCE_S)
+                self.give_way.look_at(cgroup.pids(), self.guest.spec.vcpus, lambda: cpu_used_s(cgroup.name))
                 self.reserve = Reserve(self.give_way)
             strategy.run(self)
         except BaseException as error:
@@ -166,7 +167,6 @@ class Departure:
         self.peer.ask(
             "arrive",
             key=self.key,
-            patience_s=self.give_way.left_s,
             source=self.report.source,
             spec={**spec.__dict__, "argv": list(spec.argv), "env": dict(spec.env)},
         )

@@ -50,8 +50,8 @@ class Arrival:
         self._pages = PageReceiver(self._visit)
         self._layer = LayerReceiver(self.guest.rootfs.upper)
         self._images = FolderReceiver(self._folder, self._pages)
-        self._give_way = GiveWay(min(PATIENCE_S, float(first.fields.get("patience_s", 0.0))), stay_behind=True)
-        self._reserve = Reserve(self._give_way)  # for the images of the final dump, and for the guest
+        self._give_way = GiveWay(PATIENCE_S, stay_behind=True)
+        self._reserve = Reserve(behind_guests)  # for the images of the final dump, and for the guest
         self._guest_bytes = 0
         self._hold: FrameHold | None = None
         self._hold_since = 0.0
@@ -76,8 +76,8 @@ class Arrival:
     # -- the conversation --------------------------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
+        behind_guests()  # until the one that arrives stands still
         try:
-            self._give_way()  # until the one that arrives stands still
             self._prepare()
             self._peer.send("ok")
             while not self._committed:
@@ -105,12 +105,12 @@ class Arrival:
         step(message)
 
     def _layer_message(self, message: Incoming) -> None:
-        self._give_way()
         if self._layer.handle(message):
             self._peer.send("ok")
 
     def _image_message(self, message: Incoming) -> None:
-        self._give_way()
+        if message.fields.get("waits"):  # for the guest, as its source does
+            self._give_way()
         if self._images.handle(message):
             self._peer.send("ok")
 

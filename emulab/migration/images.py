@@ -23,10 +23,11 @@ from emulab.migration.channel import Incoming, Peer
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.page_sender import PageSender
 from emulab.migration.pages import CHUNK_PAGES, PAGE, Chunk, Part
+from emulab.migration.priority import GiveWay
 from emulab.migration.store import ask
 
 _LOCAL = {"stats-dump", "parent", "irmap-cache"}
-_AHEAD = 4  # chunks that may wait for the link: bounds memory to some 20 MiB
+_AHEAD = 16  # chunks that may wait for the link: bounds memory to some 20 MiB
 _PIECES = 4 * 1024 * 1024  # content of one message of other files
 _INDEX = 16 * 1024 * 1024
 _LOOK_EVERY_S = 0.025  # a look costs a millisecond of the CPU that CRIU needs; what grows is read without waiting
@@ -57,9 +58,9 @@ class FolderSender:
     between chunks.
     """
 
-    def __init__(self, peer: Peer, folder: Path, sender: PageSender, *, give_way: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, peer: Peer, folder: Path, sender: PageSender, *, give_way: GiveWay | None = None) -> None:
         self._peer = peer
-        self._give_way = give_way
+        self._give_way = give_way or GiveWay(0.0)
         self._folder = folder
         self._sender = sender
         self._sent: dict[str, int] = {}  # pages of each pages file
@@ -176,7 +177,7 @@ class FolderSender:
         self._parts, self._data = [], []
         parts = [(part.name, part.first, part.count) for part in chunk.parts]
         payload = b"".join((chunk.digest, chunk.refs, chunk.content))
-        self._put(("chunk", payload, {"parts": parts, "refs": len(chunk.refs), "form": chunk.kind}))
+        self._put(("chunk", payload, {"parts": parts, "refs": len(chunk.refs), "form": chunk.kind, "waits": self._give_way.waits}))
 
     def _put(self, item: _Message | None) -> None:
         while True:

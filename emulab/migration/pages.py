@@ -23,7 +23,7 @@ import zstandard
 from emulab.errors import EmulabError
 
 PAGE = 4096
-CHUNK_PAGES = 256
+CHUNK_PAGES = 256  # a millisecond or two on each side: nothing else waits longer for the CPU
 STORED = 0x80000000
 CHANGED = 0xC0000000
 ZERO_REF = 0xFFFFFFFF

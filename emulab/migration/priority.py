@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +18,7 @@ PATIENCE_S = 60.0
 _LONGEST_S = 0.015
 _LOOK_S = 0.001
 _PIECE_S = 0.001
-_LOOKS, _EVERY_S = 9, 0.025
+_EVERY_S, _FEW_LOOKS, _LOOKS = 0.04, 4, 20
 _IDLE = 0.02  # of one CPU
 _QUEUED = 3.0  # tasks that want to run for each virtual CPU: more is a guest that has no time to give
 _BEHIND, _NORMAL, _FIRST = 19, 0, -20
@@ -40,30 +39,6 @@ def _be(task: int, nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, task, nice)
 
 
-def give_way_to(pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> GiveWay:
-    """How to treat a guest while its memory is copied, from looking at it for 0.2 s at most. ``cpu_s``: CPU time it has used so far.
-
-    One whose tasks queue up for its CPUs already is not waited for: it would starve what copies, and make each round longer in which it
-    writes anew (128 saturated web workers took 22 instead of 10 s to move). Nor is one that does nothing.
-    """
-    since, used = clock.now(), cpu_s()
-    seen = Counter[bool]()
-    while max(seen[False], seen[True]) <= _LOOKS // 2:
-        time.sleep(_EVERY_S)
-        seen[sum(map(_wants_to_run, pids)) > _QUEUED * vcpus] += 1
-    if seen[True] > seen[False]:
-        return GiveWay(0.0)
-    idle = cpu_s() - used < _IDLE * (clock.now() - since)
-    return GiveWay(0.0 if idle else PATIENCE_S, stay_behind=idle)
-
-
-def _wants_to_run(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].startswith(b"R")
-    except OSError:
-        return False
-
-
 class GiveWay:
     """Called often by each thread that copies for a guest that runs.
 
@@ -78,20 +53,48 @@ class GiveWay:
         self.left_s = patience_s
         self.stays_behind = stay_behind
         self._of_thread = threading.local()
+        self._behind: dict[int, bool] = {}  # of each thread that has called
         self._most = max(1, len(os.sched_getaffinity(0)) - 1)
 
     def __call__(self) -> None:
-        behind = self.left_s > 0 or self.stays_behind
-        if getattr(self._of_thread, "behind", None) != behind:  # a new thread has the priority of the one that started it
-            self._of_thread.behind = behind
+        thread, behind = threading.get_native_id(), self.waits or self.stays_behind
+        if self._behind.get(thread) != behind:  # a new thread has the priority of the one that started it
+            self._behind[thread] = behind
             behind_guests(yes=behind)
-        if self.left_s <= 0 or time.thread_time() - getattr(self._of_thread, "worked", 0.0) < _PIECE_S:
+        if not self.waits or time.thread_time() - getattr(self._of_thread, "worked", 0.0) < _PIECE_S:
             return
         started = clock.now()
         while running() > self._most and clock.now() - started < _LONGEST_S:
             time.sleep(_LOOK_S)
         self.left_s -= clock.now() - started
         self._of_thread.worked = time.thread_time()
+
+    def look_at(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
+        """Find out whether this guest is one to wait for, while the work begins. ``cpu_s``: CPU time that it has used so far.
+
+        One whose tasks queue up for its CPUs at every look is not: it would starve what copies, and make each round longer in which it
+        writes anew (128 saturated web workers took 22 instead of 10 s to move). Nor is one that does nothing.
+        """
+        threading.Thread(target=self._look_at, args=(pids, vcpus, cpu_s), name="manners", daemon=True).start()
+
+    def _look_at(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
+        since, used = clock.now(), cpu_s()
+        for look in range(1, _LOOKS + 1):
+            time.sleep(_EVERY_S)
+            queues = sum(map(_wants_to_run, pids)) > _QUEUED * vcpus
+            if look >= _FEW_LOOKS and not queues:
+                break
+        idle = cpu_s() - used < _IDLE * (clock.now() - since)
+        if queues or idle:
+            self.left_s, self.stays_behind = 0.0, self.stays_behind or idle
+        if not (self.waits or self.stays_behind):  # nor is a thread that does not call for a while to starve
+            for thread in list(self._behind):
+                _be(thread, _NORMAL)
+                self._behind[thread] = False
+
+    @property
+    def waits(self) -> bool:
+        return self.left_s > 0
 
     def between(self, items: Iterable[T]) -> Iterator[T]:
         """The same items, with a wait before each."""
@@ -109,3 +112,10 @@ def running(path: str = "/proc/loadavg") -> int:
     """Tasks of the whole machine that run or want to, this thread among them."""
     with open(path, "rb", buffering=0) as file:
         return int(file.read(100).split()[3].partition(b"/")[0])
+
+
+def _wants_to_run(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].startswith(b"R")
+    except OSError:
+        return False

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from emulab.migration import priority
-from emulab.migration.priority import PATIENCE_S, GiveWay, behind_guests, give_way_to, running
+from emulab.migration.priority import GiveWay, behind_guests, running
 
 
 def nice_of(thread: int) -> int:
@@ -106,18 +106,29 @@ def test_tasks_that_run_are_counted_on_the_whole_machine():
             process.wait()
 
 
+def judged(pids: list[int], vcpus: float, cpu_s: Callable[[], float]) -> tuple[float, bool]:
+    give_way = GiveWay(10.0)
+    give_way._look_at(pids, vcpus, cpu_s)
+    return give_way.left_s, give_way.stays_behind
+
+
 def test_a_guest_is_treated_as_it_is_busy():
     spin = [subprocess.Popen((sys.executable, "-c", "while True: pass")) for _ in range(6)]
     try:
         time.sleep(0.2)
         pids = [process.pid for process in spin]
-        queueing = give_way_to(pids, 1.0, time.monotonic)
-        assert (queueing.left_s, queueing.stays_behind) == (0.0, False)
-        busy = give_way_to(pids, 4.0, time.monotonic)
-        assert (busy.left_s, busy.stays_behind) == (PATIENCE_S, False)
-        idle = give_way_to([os.getppid(), 4194304], 1.0, lambda: 0.01 * time.monotonic())
-        assert (idle.left_s, idle.stays_behind) == (0.0, True)
+        assert judged(pids, 1.0, time.monotonic) == (0.0, False)
+        assert judged(pids, 4.0, time.monotonic) == (10.0, False)
+        assert judged([os.getppid(), 4194304], 1.0, lambda: 0.01 * time.monotonic()) == (0.0, True)
     finally:
         for process in spin:
             process.kill()
             process.wait()
+
+
+def test_one_look_without_a_queue_is_enough_to_wait_for_a_guest(monkeypatch: pytest.MonkeyPatch):
+    looks = iter([True] * 12 + [False] * 3 + [True] * 20)
+    monkeypatch.setattr(priority, "_wants_to_run", lambda _: next(looks))
+    monkeypatch.setattr(priority, "_QUEUED", 0.5)
+    assert judged([1], 1.0, time.monotonic) == (10.0, False)
+    assert next(looks) is False  # the look that decided was the first of the three

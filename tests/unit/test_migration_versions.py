@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from emulab.migration.images import FolderReceiver, FolderSender, send_folder
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.page_sender import PageSender
-from emulab.migration.pages import PAGE
+from emulab.migration.pages import CHUNK_PAGES, PAGE
 from emulab.migration.versions import LEAST_PAGES, NONE, Versions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -186,4 +186,5 @@ def test_a_stream_without_an_earlier_round_waits_for_nothing(tmp_path):
     wire = Wire()
     stream = FolderSender(wire, folder, PageSender())
     stream.finish()
-    assert [message.kind for message in wire.sent].count("chunk") == 1
+    sizes = [sum(count for _, _, count in message.fields["parts"]) for message in wire.sent if message.kind == "chunk"]
+    assert sizes == [CHUNK_PAGES, CHUNK_PAGES, 600 - 2 * CHUNK_PAGES]
