@@ -127,7 +127,7 @@ class Departure:
             if strategy.has_rounds:
                 cgroup = self.guest.cgroup
                 self.give_way = GiveWay(PATIENCE_S)
-                self.give_way.look_at(cgroup.pids(), self.guest.spec.vcpus, lambda: cpu_used_s(cgroup.name))
+                self.give_way.judge_meanwhile(cgroup.pids(), self.guest.spec.vcpus, lambda: cpu_used_s(cgroup.name))
                 self.reserve = Reserve(self.give_way)
             strategy.run(self)
         except BaseException as error:

@@ -16,9 +16,11 @@ from emulab.errors import EmulabError
 from emulab.migration.inventory import Inventory, moving_bytes, take_inventory
 from emulab.migration.model import Options
 from emulab.migration.predict import PAGE, Machine, Prediction, Rest, Wire, predict
+from emulab.migration.priority import is_waited_for
 from emulab.migration.rounds import Round, StopRule
 from emulab.migration.strategies import STRATEGIES
 from emulab.node.guest import Guest
+from emulab.node.sampler_read import cpu_used_s
 
 SAMPLE_S = 1.0
 _SAMPLED_PAGES = 256
@@ -54,18 +56,26 @@ class Plan:
 
 
 def make_plan(guest: Guest, options: Options, link_bytes_s: float, machine: Machine, pause: Callable[[float], None]) -> Plan:
-    """Look at a running guest for about a second and predict its migration. ``pause`` waits, and may raise to give up."""
+    """Look at a running guest for a second or two and predict its migration. ``pause`` waits, and may raise to give up."""
     pids = guest.cgroup.pids()
     found = take_inventory(pids)
     if not found.tasks:
         raise EmulabError(f"guest {guest.spec.name} has no tasks that could be looked at")
     wire = Wire(link_bytes_s, compression(pids))
-    rate = dirty_rate(guest, options.dirty_tracker, pause) if STRATEGIES[options.strategy].has_rounds else 0.0
-    return foresee(found, options, wire, machine, dirty_pages_per_s=rate, files_bytes=moving_bytes(guest))
+    rate, waits = 0.0, False
+    if STRATEGIES[options.strategy].has_rounds:
+        waits = is_waited_for(pids, guest.spec.vcpus, lambda: cpu_used_s(guest.cgroup.name))
+        rate = dirty_rate(guest, options.dirty_tracker, pause)
+    return foresee(found, options, wire, machine, dirty_pages_per_s=rate, files_bytes=moving_bytes(guest), waits=waits)
 
 
-def foresee(found: Inventory, options: Options, wire: Wire, machine: Machine, *, dirty_pages_per_s: float, files_bytes: int) -> Plan:
-    """The arithmetic of a plan: the rounds, played through with the stop rule that the migration itself will use."""
+def foresee(
+    found: Inventory, options: Options, wire: Wire, machine: Machine, *, dirty_pages_per_s: float, files_bytes: int, waits: bool = False
+) -> Plan:
+    """The arithmetic of a plan: the rounds, played through with the stop rule that the migration itself will use.
+
+    ``waits``: the rounds will wait for the guest.
+    """
     strategy = STRATEGIES[options.strategy]
     files = int(files_bytes * _FILES_RATIO)
     total_s, on_wire, reason = _STAGE_S, files, "the strategy has no rounds"
@@ -81,7 +91,8 @@ def foresee(found: Inventory, options: Options, wire: Wire, machine: Machine, *,
     while strategy.has_rounds:
         took_s = machine.costs.round + left * machine.costs.dump_page + max(wire.seconds(distinct), left * wire.page_s)
         on_wire += wire.bytes(distinct)
-        total_s += took_s
+        total_s += took_s * (machine.costs.waiting if waits else 1.0)
+        # Not the longer for waiting: a guest that is waited for writes the same pages again.
         dirty = int(min(found.own_pages, dirty_pages_per_s * took_s))
         rounds.append(_planned(len(rounds) + 1, left, dirty))
         left = distinct = dirty

@@ -69,19 +69,20 @@ class GiveWay:
         self.left_s -= clock.now() - started
         self._of_thread.worked = time.thread_time()
 
-    def look_at(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
-        """Find out whether this guest is one to wait for, while the work begins. ``cpu_s``: CPU time that it has used so far.
+    def judge_meanwhile(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
+        """``judge`` in a thread of its own: the work begins as if this guest were one to wait for."""
+        threading.Thread(target=self.judge, args=(pids, vcpus, cpu_s), name="manners", daemon=True).start()
+
+    def judge(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
+        """Find out in 0.2 to 0.8 s whether this guest is one to wait for. ``cpu_s``: CPU time that it has used so far.
 
         One whose tasks queue up for its CPUs at every look is not: it would starve what copies, and make each round longer in which it
         writes anew (128 saturated web workers took 22 instead of 10 s to move). Nor is one that does nothing.
         """
-        threading.Thread(target=self._look_at, args=(pids, vcpus, cpu_s), name="manners", daemon=True).start()
-
-    def _look_at(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
-        since, used = clock.now(), cpu_s()
+        since, used, queues = clock.now(), cpu_s(), True
         for look in range(1, _LOOKS + 1):
             time.sleep(_EVERY_S)
-            queues = sum(map(_wants_to_run, pids)) > _QUEUED * vcpus
+            queues = queues and sum(map(_wants_to_run, pids)) > _QUEUED * vcpus
             if look >= _FEW_LOOKS and not queues:
                 break
         idle = cpu_s() - used < _IDLE * (clock.now() - since)
@@ -89,8 +90,9 @@ class GiveWay:
             self.left_s, self.stays_behind = 0.0, self.stays_behind or idle
         if not (self.waits or self.stays_behind):  # nor is a thread that does not call for a while to starve
             for thread in list(self._behind):
-                _be(thread, _NORMAL)
-                self._behind[thread] = False
+                if Path(f"/proc/self/task/{thread}").exists():
+                    _be(thread, _NORMAL)
+                    self._behind[thread] = False
 
     @property
     def waits(self) -> bool:
@@ -106,6 +108,13 @@ class GiveWay:
         """Nobody waits any longer."""
         self.left_s, self.stays_behind = 0.0, False
         self()
+
+
+def is_waited_for(pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> bool:
+    """Whether a migration would wait for this guest. See ``judge``."""
+    give_way = GiveWay(PATIENCE_S)
+    give_way.judge(pids, vcpus, cpu_s)
+    return give_way.waits
 
 
 def running(path: str = "/proc/loadavg") -> int:

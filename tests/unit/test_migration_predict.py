@@ -99,8 +99,9 @@ def test_one_absurd_measurement_does_not_make_predictions_absurd():
 # -- the whole migration -------------------------------------------------------------------------------------------------------------------
 
 
-def plan(dirty_pages_per_s=1000.0, files_bytes=0, found=FOUND, wire=WIRE, **options):
-    return foresee(found, Options(**options), wire, Machine(), dirty_pages_per_s=dirty_pages_per_s, files_bytes=files_bytes)
+def plan(dirty_pages_per_s=1000.0, files_bytes=0, found=FOUND, wire=WIRE, waits=False, **options):
+    rate = dirty_pages_per_s
+    return foresee(found, Options(**options), wire, Machine(), dirty_pages_per_s=rate, files_bytes=files_bytes, waits=waits)
 
 
 def test_an_idle_guest_needs_one_round_and_hardly_any_transfer_in_the_freeze():
@@ -115,6 +116,13 @@ def test_a_guest_that_writes_more_has_a_longer_blackout_and_more_bytes():
     assert busy.blackout.total_s > calm.blackout.total_s
     assert busy.bytes_on_wire > calm.bytes_on_wire
     assert busy.rounds > calm.rounds
+
+
+def test_a_guest_that_is_waited_for_takes_longer_and_stands_still_no_longer():
+    soon, late = plan(1000.0), plan(1000.0, waits=True)
+    rounds_s = soon.total_s - soon.blackout.total_s
+    assert soon.total_s + rounds_s < late.total_s < soon.total_s + 3.1 * rounds_s
+    assert late.blackout == soon.blackout
 
 
 def test_a_guest_that_writes_faster_than_the_link_does_not_converge():

@@ -108,7 +108,7 @@ def test_tasks_that_run_are_counted_on_the_whole_machine():
 
 def judged(pids: list[int], vcpus: float, cpu_s: Callable[[], float]) -> tuple[float, bool]:
     give_way = GiveWay(10.0)
-    give_way._look_at(pids, vcpus, cpu_s)
+    give_way.judge(pids, vcpus, cpu_s)
     return give_way.left_s, give_way.stays_behind
 
 
