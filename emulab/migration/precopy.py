@@ -55,7 +55,12 @@ class PreCopyRounds:
             rounds.append(last)
             self._make_room(last.dirty_pages)
             decision = self._rule.decide(rounds, prediction)
-            if not decision.stop or (decision.diverging and leaving.options.auto_converge and self._tighten(decision.reason)):
+            if not decision.stop:
+                continue
+            if decision.diverging and self._give_way.waits and len(rounds) < leaving.options.max_rounds:
+                self._give_way.hurry()  # the guest may write faster than who waits for it copies
+                continue
+            if decision.diverging and leaving.options.auto_converge and self._tighten(decision.reason):
                 continue
             break
         report = leaving.report

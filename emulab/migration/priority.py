@@ -86,13 +86,18 @@ class GiveWay:
             if look >= _FEW_LOOKS and not queues:
                 break
         idle = cpu_s() - used < _IDLE * (clock.now() - since)
-        if queues or idle:
-            self.left_s, self.stays_behind = 0.0, self.stays_behind or idle
-        if not (self.waits or self.stays_behind):  # nor is a thread that does not call for a while to starve
-            for thread in list(self._behind):
-                if Path(f"/proc/self/task/{thread}").exists():
-                    _be(thread, _NORMAL)
-                    self._behind[thread] = False
+        if queues:
+            self.hurry()
+        elif idle:
+            self.left_s, self.stays_behind = 0.0, True
+
+    def hurry(self) -> None:
+        """Nobody waits any longer, not even a thread that will not call for a while."""
+        self.left_s, self.stays_behind = 0.0, False
+        for thread in list(self._behind):
+            if Path(f"/proc/self/task/{thread}").exists():
+                _be(thread, _NORMAL)
+                self._behind[thread] = False
 
     @property
     def waits(self) -> bool:
@@ -105,8 +110,8 @@ class GiveWay:
             yield item
 
     def end(self) -> None:
-        """Nobody waits any longer."""
-        self.left_s, self.stays_behind = 0.0, False
+        """The same; this thread may have been started by one that waited."""
+        self.hurry()
         self()
 
 
