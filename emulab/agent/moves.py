@@ -192,12 +192,16 @@ class Moves:
 
     def _arrive(self, peer: Peer, first: Incoming) -> None:
         name = str(first.fields["spec"]["name"])
+        arrival: Arrival | None = None
         try:
             with self._claims(name, patience_s=_UNDONE_S):
-                Arrival(peer, self._guests, self._runner, first, secret=self._lan.secret).serve()
+                arrival = Arrival(peer, self._guests, self._runner, first, secret=self._lan.secret)
+                arrival.serve()
         except UsageError as error:
             peer.send("error", message=error.message, hint=error.hint)
         finally:
+            if arrival:
+                arrival.clear_away()
             self._tidy()
 
     def _tidy(self) -> None:

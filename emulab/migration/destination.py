@@ -35,7 +35,10 @@ FINAL = "final"  # the image folder of the final dump
 
 
 class Arrival:
-    """One guest arriving. ``serve`` answers the source's messages in order; whatever goes wrong before the commit undoes all of it."""
+    """One guest arriving. ``serve`` answers the source's messages in order; whatever goes wrong before the commit undoes all of it.
+
+    ``clear_away`` must follow.
+    """
 
     def __init__(self, peer: Peer, guests: Guests, runner: Runner, first: Incoming, *, secret: bytes) -> None:
         self._peer = peer
@@ -88,15 +91,17 @@ class Arrival:
             self._await_memory()
         except Exception as error:
             self._undo(error)
-        finally:
-            self._reserve.give_back()
-            if self.daemon:
-                self.daemon.close()
-            self._pages.close()
-            self._visit.close()
-            if self._hold:
-                self._hold.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def clear_away(self) -> None:
+        """What the arrival needed and the guest does not. Its next move need not wait for this."""
+        self._reserve.give_back()
+        if self.daemon:
+            self.daemon.close()
+        self._pages.close()
+        self._visit.close()
+        if self._hold:
+            self._hold.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _step(self, message: Incoming) -> None:
         step = self._steps.get(message.kind)
@@ -194,6 +199,7 @@ class Arrival:
         if self._hold:
             self._hold.release(self.spec.port)
         times = self._restore.times
+        self._restore.close()
         self._peer.send(
             "ok",
             resume_s=times.get("post-resume", self._restore.resumed_s),
@@ -201,7 +207,6 @@ class Arrival:
             hold_since_s=self._hold_since,
             frames_held=self._hold.released if self._hold else 0,
         )
-        self._restore.close()
 
     def _await_memory(self) -> None:
         """Post-copy: the guest runs, and nobody may move or stop it before all of its memory is here."""

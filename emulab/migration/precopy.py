@@ -27,6 +27,7 @@ from emulab.migration.throttle import Throttle
 if TYPE_CHECKING:
     from emulab.migration.departure import Departure
 
+_TOO_MANY = 1 / 3  # written during a round, of the pages that it sent
 _FEW_PAGES = 256  # of fewer, the wire tells more about headers than about pages
 
 
@@ -55,10 +56,10 @@ class PreCopyRounds:
             rounds.append(last)
             self._make_room(last.dirty_pages)
             decision = self._rule.decide(rounds, prediction)
-            if not decision.stop:
-                continue
-            if decision.diverging and self._give_way.waits and len(rounds) < leaving.options.max_rounds:
-                self._give_way.hurry()  # the guest may write faster than who waits for it copies
+            waited = self._give_way.waits
+            if last.dirty_pages > _TOO_MANY * last.pages:
+                self._give_way.hurry()  # the guest may write as fast as who waits for it copies
+            if not decision.stop or (decision.diverging and waited and len(rounds) < leaving.options.max_rounds):
                 continue
             if decision.diverging and leaving.options.auto_converge and self._tighten(decision.reason):
                 continue
