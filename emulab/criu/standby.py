@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ def start(call: CriuCall) -> subprocess.Popen[bytes]:
 
 
 def _popen(call: CriuCall, env: Mapping[str, str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         call.argv,
         env=environment(env),
         pass_fds=descriptors,
@@ -33,6 +34,9 @@ def _popen(call: CriuCall, env: Mapping[str, str], descriptors: tuple[int, ...])
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    with contextlib.suppress(OSError):  # whoever starts it may wait for guests; a guest that it stops waits for it
+        os.setpriority(os.PRIO_PROCESS, process.pid, 0)
+    return process
 
 
 class Standby:

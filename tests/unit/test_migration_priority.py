@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
+from emulab.criu.commands import CriuCall
+from emulab.criu.standby import start
 from emulab.migration import priority
 from emulab.migration.priority import GiveWay, behind_guests, running
 
@@ -92,6 +94,20 @@ def test_it_waits_for_an_idle_moment_and_no_longer(monkeypatch: pytest.MonkeyPat
     assert list(give_way.between(["a"])) == ["a"]
     assert next(looks, "none left") == "none left"
     assert 9.9 < give_way.left_s < 10.0 - 0.002
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may come back")
+def test_a_program_that_stops_the_guest_does_not_wait_for_it():
+    found: list[int] = []
+
+    def work() -> None:
+        behind_guests()
+        with start(CriuCall(("sleep", "10"))) as process:
+            found.append(os.getpriority(os.PRIO_PROCESS, process.pid))
+            process.kill()
+
+    in_a_thread(work)
+    assert found == [0]
 
 
 def test_tasks_that_run_are_counted_on_the_whole_machine():
