@@ -13,7 +13,7 @@ from typing import Any
 
 from emulab.bench.bed import SOURCE, TO, Bed, room_for, touch_memory
 from emulab.bench.model import OURS, PRE_DUMP, STOP_AND_COPY, Sample, percentile, sample
-from emulab.bench.movers import Move, Mover, Ours, Stock
+from emulab.bench.movers import SETTLED_S, Move, Mover, Ours, Stock
 from emulab.bench.remote import Remote
 from emulab.errors import EmulabError
 
@@ -35,7 +35,7 @@ _STEADY_S = 3.0
 _WARM_S = 2.0
 _DRAINED_S = 15.0  # at 70 % of capacity what has queued up in 4 s needs 9 s to be gone
 _BEFORE_S = 5.0
-_STARTING_S = 4.0  # what watches a migration is started before it, and costs the clients their CPU
+_STARTING_S = SETTLED_S + 2.0  # what watches a migration is started before it, and costs the clients their CPU
 _IDLE_S = 2.5  # longer than the site's keep-alive: every connection is closed
 
 

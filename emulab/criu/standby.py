@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from emulab.criu.commands import CriuCall
 from emulab.criu.hooks import HookServer, Verdict
 from emulab.errors import EmulabError
+from emulab.nice import NORMAL, renice
 
 _PATH = "/usr/local/lib/emulab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # our tar comes first
 
@@ -34,8 +34,7 @@ def _popen(call: CriuCall, env: Mapping[str, str], descriptors: tuple[int, ...])
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    with contextlib.suppress(OSError):  # whoever starts it may wait for guests; a guest that it stops waits for it
-        os.setpriority(os.PRIO_PROCESS, process.pid, 0)
+    renice(process.pid, NORMAL)  # whoever starts it may wait for guests; a guest that it stops waits for it
     return process
 
 

@@ -23,6 +23,7 @@ from emulab.command import Runner
 from emulab.criu import NATIVE
 from emulab.criu.dirty import scan_written
 from emulab.errors import EmulabError, UsageError
+from emulab.nice import NORMAL, renice
 
 KDAT = Path("/run/criu.kdat")
 NAMES = ("auto", "soft-dirty", "write-protect")
@@ -70,8 +71,7 @@ class WriteProtect:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen([str(NATIVE / "tracker")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        with contextlib.suppress(OSError):  # whoever starts it may wait for guests; it stops tasks, and must not be left waiting meanwhile
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, 0)
+        renice(self._process.pid, NORMAL)  # whoever starts it may wait for guests; a task that it stops waits for it
 
     def arm(self, pids: Sequence[int], give_way: Callable[[], None] = lambda: None) -> int:
         failed = 0

@@ -166,8 +166,9 @@ class ExecStream:
 
 def _came_with_the_head(raw: Any, sock: socket.socket) -> bytes:
     """Output that arrived together with the head of the engine's answer is in the buffer of the reader of heads, and nowhere else."""
-    reader = getattr(getattr(getattr(getattr(raw, "_response", None), "raw", None), "_fp", None), "fp", None)
-    if reader is None:
+    try:
+        reader = raw._response.raw._fp.fp  # noqa: SLF001 - docker-py hands over the socket below this buffer
+    except AttributeError:  # not over HTTP on a socket of the system
         return b""
     sock.setblocking(False)  # an empty buffer must not wait for more
     return bytes(reader.peek())

@@ -88,7 +88,7 @@ class Departure:
         self.prediction: Prediction | None = None
         self.expected_blackout_s = 0.0
         self.throttle: Throttle | None = None
-        self.give_way = GiveWay(0.0)
+        self.give_way = GiveWay(PATIENCE_S if STRATEGIES[options.strategy].has_rounds else 0.0)
         self.secret = secret
         self.folder = IMAGES / f"out-{key}"
         self.sender = PageSender(self.rate, asks=options.page_store)
@@ -122,14 +122,11 @@ class Departure:
     def run(self) -> Report:
         """Move the guest by the strategy asked for. Raises AbortedError (the guest runs here, or stays frozen here in doubt)."""
         self.timeline.mark("migration", "begin", at=self.report.start_s, **self._labels())
-        strategy = STRATEGIES[self.options.strategy]
+        cgroup = self.guest.cgroup
         try:
-            if strategy.has_rounds:
-                cgroup = self.guest.cgroup
-                self.give_way = GiveWay(PATIENCE_S)
+            if self.give_way.waits:
                 self.give_way.judge_meanwhile(cgroup.pids(), self.guest.spec.vcpus, lambda: cpu_used_s(cgroup.name))
-                self.reserve = Reserve(self.give_way)
-            strategy.run(self)
+            STRATEGIES[self.options.strategy].run(self)
         except BaseException as error:
             undo.abort(self, error)
             raise

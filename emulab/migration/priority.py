@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from emulab import clock
+from emulab.nice import BEHIND, FIRST, NORMAL, renice
 
 T = TypeVar("T")
 
@@ -21,22 +21,16 @@ _PIECE_S = 0.001
 _EVERY_S, _FEW_LOOKS, _LOOKS = 0.04, 4, 20
 _IDLE = 0.02  # of one CPU
 _QUEUED = 3.0  # tasks that want to run for each virtual CPU: more is a guest that has no time to give
-_BEHIND, _NORMAL, _FIRST = 19, 0, -20
 
 
 def behind_guests(*, yes: bool = True) -> None:
     """Let this thread wait for guests, or no longer."""
-    _be(threading.get_native_id(), _BEHIND if yes else _NORMAL)
+    renice(threading.get_native_id(), BEHIND if yes else NORMAL)
 
 
 def go_first(pid: int) -> None:
     """Let a process that others wait for go before all of them."""
-    _be(pid, _FIRST)
-
-
-def _be(task: int, nice: int) -> None:
-    with contextlib.suppress(OSError):  # to come back, or to go first, takes CAP_SYS_NICE
-        os.setpriority(os.PRIO_PROCESS, task, nice)
+    renice(pid, FIRST)
 
 
 class GiveWay:
@@ -52,6 +46,8 @@ class GiveWay:
     def __init__(self, patience_s: float, *, stay_behind: bool = False) -> None:
         self.left_s = patience_s
         self.stays_behind = stay_behind
+        self._decides = threading.Lock()
+        self._ended = False
         self._of_thread = threading.local()
         self._behind: dict[int, bool] = {}  # of each thread that has called
         self._most = max(1, len(os.sched_getaffinity(0)) - 1)
@@ -66,7 +62,8 @@ class GiveWay:
         started = clock.now()
         while running() > self._most and clock.now() - started < _LONGEST_S:
             time.sleep(_LOOK_S)
-        self.left_s -= clock.now() - started
+        with self._decides:  # it may have been decided meanwhile that nobody waits
+            self.left_s = max(0.0, self.left_s - (clock.now() - started))
         self._of_thread.worked = time.thread_time()
 
     def judge_meanwhile(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
@@ -89,14 +86,16 @@ class GiveWay:
         if queues:
             self.hurry()
         elif idle:
-            self.left_s, self.stays_behind = 0.0, True
+            with self._decides:  # the guest may stand still already, and then nobody is to be behind anybody
+                self.left_s, self.stays_behind = 0.0, not self._ended
 
     def hurry(self) -> None:
         """Nobody waits any longer, not even a thread that will not call for a while."""
-        self.left_s, self.stays_behind = 0.0, False
+        with self._decides:
+            self.left_s, self.stays_behind = 0.0, False
         for thread in list(self._behind):
             if Path(f"/proc/self/task/{thread}").exists():
-                _be(thread, _NORMAL)
+                renice(thread, NORMAL)
                 self._behind[thread] = False
 
     @property
@@ -110,7 +109,8 @@ class GiveWay:
             yield item
 
     def end(self) -> None:
-        """The same; this thread may have been started by one that waited."""
+        """The same for good; this thread may have been started by one that waited."""
+        self._ended = True
         self.hurry()
         self()
 

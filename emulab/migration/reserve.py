@@ -8,13 +8,10 @@ without, three moves each in turn.
 from __future__ import annotations
 
 import ctypes
-import logging
 import mmap
 import threading
 from collections.abc import Callable
 from pathlib import Path
-
-log = logging.getLogger("emulab.migration")
 
 _STEP = 512 * 1024  # touched in 0.1 ms, in 3 ms if the machine below has to find it first
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import docker
 import pytest
+from conftest import wait_until
 from PIL import Image
 
 from workloads.olio.assets import SIZES, STATICS, event_jpeg, event_pdf, person_jpeg
@@ -93,19 +94,12 @@ class Site:
         return out
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not ready in time"
-        time.sleep(0.2)
-
-
 def start(client, network, profile="olio-0.2", db=None):
     """Start a web guest, and a database guest unless one is given."""
     common = {"detach": True, "labels": LABELS, "network": network.name, "entrypoint": "/sbin/guest-init"}
     if db is None:
         db = client.containers.run("emulab/olio-db:latest", mem_limit="1g", environment={"OLIO_DB_BUFFER_POOL": "128M"}, **common)
-        wait_for(lambda: db.exec_run(["mariadb", "olio", "-e", "SELECT 1"]).exit_code == 0)
+        wait_until(lambda: db.exec_run(["mariadb", "olio", "-e", "SELECT 1"]).exit_code == 0)
     db.reload()
     address = db.attrs["NetworkSettings"]["Networks"][network.name]["IPAddress"]
     environment = {"OLIO_DB_HOST": address, "OLIO_WORKERS": str(WORKERS), "OLIO_PROFILE": profile}
@@ -117,7 +111,7 @@ def start(client, network, profile="olio-0.2", db=None):
             return Browser(site.address).get("probe.txt").status == 200
         return False
 
-    wait_for(answers)
+    wait_until(answers)
     return site
 
 
@@ -150,7 +144,7 @@ def site(client, network):
     for chunk in generate(25, 10, 1):
         raw.sendall(chunk)
     raw.shutdown(socket.SHUT_WR)
-    wait_for(lambda: not site.db.client.api.exec_inspect(stream["Id"])["Running"])
+    wait_until(lambda: not site.db.client.api.exec_inspect(stream["Id"])["Running"])
     assert site.db.client.api.exec_inspect(stream["Id"])["ExitCode"] == 0
     pipe.close()
     return site

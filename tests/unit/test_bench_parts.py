@@ -9,12 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from emulab.bench import stock, wire
 from emulab.bench.clients import paths
 from emulab.bench.watch import Look
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from waiting import wait_until
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -40,24 +44,17 @@ def guest(tmp_path, request):
     process.wait()
 
 
-def eventually(check):
-    end = time.monotonic() + 5
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def test_a_guest_is_stopped_when_its_cgroup_is_frozen_or_all_its_tasks_are_held(guest):
     process, freeze, look = guest
-    eventually(lambda: look.state() == "runs")
+    wait_until(lambda: look.state() == "runs", timeout_s=5.0)
     freeze(frozen=True)
     assert look.state() == "stopped"
     freeze(frozen=False)
     assert look.state() == "runs"
     os.kill(process.pid, signal.SIGSTOP)
-    eventually(lambda: look.state() == "stopped")
+    wait_until(lambda: look.state() == "stopped", timeout_s=5.0)
     os.kill(process.pid, signal.SIGCONT)
-    eventually(lambda: look.state() == "runs")
+    wait_until(lambda: look.state() == "runs", timeout_s=5.0)
 
 
 def test_a_guest_without_tasks_is_absent(guest, tmp_path):
@@ -173,7 +170,7 @@ def test_clients_keep_their_connection_and_their_session(monkeypatch):
     )
     client = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert client.stdout.readline() == b"started\n"
-    eventually(lambda: len(site.cookies) > 20)
+    wait_until(lambda: len(site.cookies) > 20, timeout_s=5.0)
     client.stdin.close()
     result = json.loads(client.stdout.readline())
     client.wait(5)

@@ -87,12 +87,12 @@ def test_pages_travel_while_criu_still_writes_them(there, here, receiver):
     stream = FolderSender(wire, there, PageSender())
     with (there / "pages-1.img").open("wb", buffering=0) as file:
         file.write(os.urandom(100 * PAGE + 5))
-        wait_until(lambda: carried(wire) == {"pages-1.img": 100})
+        wait_until(lambda: carried(wire) == {"pages-1.img": 100}, timeout_s=10.0)
         file.write(os.urandom(100 * PAGE - 5))
-        wait_until(lambda: carried(wire) == {"pages-1.img": 200})
+        wait_until(lambda: carried(wire) == {"pages-1.img": 200}, timeout_s=10.0)
         file.write(os.urandom(3 * PAGE))  # too few to go by themselves
     fill(there, pages_2=b"", pages_10=b"\2" * PAGE * 80, core_1=b"core")
-    wait_until(lambda: "pages-10.img" in carried(wire))
+    wait_until(lambda: "pages-10.img" in carried(wire), timeout_s=10.0)
     stream.poll()
     stream.finish()
     assert carried(wire) == {"pages-1.img": 203, "pages-2.img": 0, "pages-10.img": 80}
@@ -114,7 +114,7 @@ def test_files_of_finished_tasks_travel_early_and_once(there, here, receiver):
     fill(there, core_1=b"core", mm_1=b"mappings", empty=b"", large=os.urandom(300_000))
     wire = Wire()
     stream = FolderSender(wire, there, PageSender())
-    wait_until(lambda: sent_files(wire) == [["core-1.img", "mm-1.img"]])
+    wait_until(lambda: sent_files(wire) == [["core-1.img", "mm-1.img"]], timeout_s=10.0)
     fill(there, core_2=b"another")
     stream.finish()
     assert [name for names in sent_files(wire) for name in names].count("core-1.img") == 1
@@ -126,7 +126,7 @@ def test_a_file_that_changes_after_it_was_sent_is_sent_again(there, here, receiv
     fill(there, files=b"the first of them", core_1=b"core")
     wire = Wire()
     stream = FolderSender(wire, there, PageSender())
-    wait_until(lambda: sent_files(wire) == [["core-1.img", "files.img"]])
+    wait_until(lambda: sent_files(wire) == [["core-1.img", "files.img"]], timeout_s=10.0)
     fill(there, files=b"fewer")  # as large would do, too: its time tells
     stream.finish()
     assert sent_files(wire)[-1] == ["files.img"]
@@ -138,7 +138,7 @@ def test_a_file_that_is_removed_after_it_was_sent_is_an_error(there):
     fill(there, core_1=b"core")
     wire = Wire()
     stream = FolderSender(wire, there, PageSender())
-    wait_until(lambda: sent_files(wire))
+    wait_until(lambda: sent_files(wire), timeout_s=10.0)
     (there / "core-1.img").unlink()
     with pytest.raises(EmulabError, match="removed after"):
         stream.finish()
@@ -189,7 +189,7 @@ def test_a_link_that_takes_nothing_more_is_given_up_when_stopping(there):
     wire = Stuck()
     stream = FolderSender(wire, there, PageSender())
     fill(there, pages_1=os.urandom(2000 * PAGE))
-    wait_until(wire.asked.is_set)
+    wait_until(wire.asked.is_set, timeout_s=10.0)
     stream.close()
     with pytest.raises(ConnectionError):
         stream.poll()
@@ -199,7 +199,7 @@ def test_a_file_that_shrinks_while_it_is_sent_is_an_error(there):
     stream = FolderSender(Wire(), there, PageSender())
     path = there / "pages-1.img"
     path.write_bytes(os.urandom(100 * PAGE))
-    wait_until(lambda: stream._sent.get(path.name) == 100)
+    wait_until(lambda: stream._sent.get(path.name) == 100, timeout_s=10.0)
     os.truncate(path, 50 * PAGE)
     with pytest.raises(EmulabError, match="became shorter"):
         stream.finish()
@@ -241,7 +241,7 @@ def test_an_error_while_reading_pages_is_raised_and_not_lost(there):
             return True
         return False
 
-    wait_until(failed)
+    wait_until(failed, timeout_s=10.0)
     with pytest.raises(OSError, match="the disk is gone"):
         stream.finish()
 

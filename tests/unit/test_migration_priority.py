@@ -142,6 +142,35 @@ def test_a_guest_is_treated_as_it_is_busy():
             process.wait()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may come back")
+def test_a_judgement_that_comes_after_the_end_puts_nobody_behind():
+    give_way = GiveWay(10.0)
+    seen: list[int] = []
+
+    def work() -> None:
+        give_way.end()
+        give_way.judge([os.getppid()], 1.0, lambda: 0.0)
+        give_way()
+        seen.append(nice_of(threading.get_native_id()))
+
+    in_a_thread(work)
+    assert seen == [0]
+    assert (give_way.left_s, give_way.stays_behind) == (0.0, False)
+
+
+def test_a_wait_under_way_does_not_undo_the_decision_that_nobody_waits(monkeypatch: pytest.MonkeyPatch):
+    give_way = GiveWay(10.0)
+
+    def busy_until_decided() -> int:
+        give_way.hurry()
+        return 1
+
+    monkeypatch.setattr(priority, "running", busy_until_decided)
+    work_for(0.002)
+    give_way()
+    assert give_way.left_s == 0.0
+
+
 def test_one_look_without_a_queue_is_enough_to_wait_for_a_guest(monkeypatch: pytest.MonkeyPatch):
     looks = iter([True] * 12 + [False] * 3 + [True] * 20)
     monkeypatch.setattr(priority, "_wants_to_run", lambda _: next(looks))

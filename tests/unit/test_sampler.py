@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -14,9 +16,11 @@ from emulab import clock
 from emulab.node.sampler import COLUMNS, GuestTarget, Sampler
 from emulab.node.sampler_read import open_cgroup, parse_interfaces
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from waiting import wait_until
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 # Recorded on kernel 6.18; the guest's port vm-web has sent what the guest received.
 NET_DEV = """\
@@ -116,13 +120,6 @@ def test_interface_counters() -> None:
     assert parse_interfaces(NET_DEV.encode()) == {"lo": (2776, 2776), "eth0": (151732586, 151183352), "vm-web": (1111, 2222)}
 
 
-def wait_for(check: Callable[[], bool]) -> None:
-    end = clock.now() + 10
-    while not check():
-        assert clock.now() < end
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("make", [make_v1, make_v2])
 def test_a_sample_of_a_node_and_its_guest(tmp_path: Path, interfaces: Path, make: Callable[[Path, str], None]) -> None:
     make(tmp_path, "")
@@ -133,7 +130,7 @@ def test_a_sample_of_a_node_and_its_guest(tmp_path: Path, interfaces: Path, make
     start = clock.now()
     sampler.start()
     sampler.start()
-    wait_for(lambda: len(sampler._buffer) >= 6)
+    wait_until(lambda: len(sampler._buffer) >= 6, timeout_s=10.0)
     sampler.stop()
     sampler.stop()
     rows = sampler.drain()
@@ -157,7 +154,7 @@ def test_guests_come_and_go_without_a_gap_in_the_nodes_record(tmp_path: Path, in
         guests[:] = change
         time.sleep(0.02)
         sampler.drain()
-        wait_for(lambda: len(sampler._buffer) >= 4)
+        wait_until(lambda: len(sampler._buffer) >= 4, timeout_s=10.0)
         return [row.name for row in sampler.drain()]
 
     assert set(rows_after([])) == {"host1"}
@@ -174,7 +171,7 @@ def test_the_machine_and_single_processes_where_asked(tmp_path: Path, interfaces
         "head", processes=lambda: {"self": os.getpid(), "gone": 2**22 + 1}, machine=True, cgroup_root=tmp_path, interfaces=interfaces
     )
     sampler.start()
-    wait_for(lambda: len(sampler._buffer) >= 3)
+    wait_until(lambda: len(sampler._buffer) >= 3, timeout_s=10.0)
     sampler.stop()
     by_kind = {row.kind: row for row in sampler.drain()}
     assert set(by_kind) == {"node", "process", "machine"}
@@ -189,7 +186,7 @@ def test_csv_has_the_contract_s_columns(tmp_path: Path, interfaces: Path) -> Non
     make_v2(tmp_path, "")
     sampler = Sampler("host1", interval_s=0.01, cgroup_root=tmp_path, interfaces=interfaces)
     sampler.start()
-    wait_for(lambda: len(sampler._buffer) >= 2)
+    wait_until(lambda: len(sampler._buffer) >= 2, timeout_s=10.0)
     sampler.stop()
     count = sampler.write_csv(tmp_path / "samples.csv")
     with (tmp_path / "samples.csv").open() as file:
@@ -213,7 +210,7 @@ def test_a_failing_sample_does_not_end_the_record(tmp_path: Path, interfaces: Pa
 
     sampler = Sampler("host1", guests, interval_s=0.005, cgroup_root=tmp_path, interfaces=interfaces)
     sampler.start()
-    wait_for(lambda: calls >= 4)
+    wait_until(lambda: calls >= 4, timeout_s=10.0)
     sampler.stop()
     assert len(sampler.drain()) == calls - 1
 

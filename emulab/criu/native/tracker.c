@@ -248,7 +248,7 @@ static int cover(char *pids)
 	return failed;
 }
 
-static int keep(char *pids)
+static void keep(char *pids)
 {
 	for (int i = 0; i < task_count; i++)
 		tasks[i].seen = 0;
@@ -262,7 +262,6 @@ static int keep(char *pids)
 			close(tasks[i].uffd);
 			tasks[i] = tasks[--task_count];
 		}
-	return 0;
 }
 
 int main(void)
@@ -272,9 +271,10 @@ int main(void)
 	while (getline(&line, &room, stdin) > 0) {
 		if (!strncmp(line, "cover ", 6))
 			printf("failed %d\n", cover(line + 6));
-		else if (!strncmp(line, "keep ", 5))
-			printf("failed %d\n", keep(line + 5));
-		else
+		else if (!strncmp(line, "keep ", 5)) {
+			keep(line + 5);
+			printf("failed 0\n");
+		} else
 			printf("error unknown request\n");
 		fflush(stdout);
 	}
