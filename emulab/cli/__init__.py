@@ -30,7 +30,10 @@ def main() -> None:
             raise
         print_error(error.message, error.hint)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != 130:
+            raise
+        # Typer makes this exit code of a Ctrl-C, and says nothing.
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)
     except BrokenPipeError:  # `emulab … | head`

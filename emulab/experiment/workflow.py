@@ -209,6 +209,8 @@ def give_up(experiment: Experiment, error: BaseException) -> None:
             experiment.folder.write_log("load-stderr.log", experiment.load.stderr)
     interrupted = isinstance(error, KeyboardInterrupt)
     experiment.manifest["error"] = "interrupted" if interrupted else str(error)
+    if interrupted:
+        experiment.progress.say(f"interrupted: what was recorded so far is kept in {experiment.folder.path}")
     finish(experiment, "aborted" if interrupted else "failed")
     experiment.folder.event("experiment.error", reason=experiment.manifest["error"])
 

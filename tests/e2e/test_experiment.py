@@ -213,9 +213,11 @@ def test_ctrl_c_takes_everything_down(tmp_path, rate):
         if re.search("placing the guests", line):
             break
     running.send_signal(signal.SIGINT)
-    running.stdout.read()
+    said = running.stdout.read()
     assert running.wait(60) == 130
     running.stdout.close()
+    assert "interrupted: what was recorded so far is kept in runs/quick/" in said
+    assert said.endswith("\ninterrupted\n")
     assert traces() == []
     manifest = json.loads((tmp_path / "runs" / "latest" / "manifest.json").read_text())
     assert manifest["status"] == "aborted"
