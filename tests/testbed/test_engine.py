@@ -16,6 +16,7 @@ from emulab.errors import EngineError, UsageError
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 
 SETTINGS = Settings(project="emulab-test", subnet="198.18.128.0/24", ui_port=0)
+STRANGER = "emulab-test-stranger"
 
 
 def traces():
@@ -46,6 +47,12 @@ def remains(container_ids, bridge):
     return mounts + cgroups + processes + ([bridge] if Path("/sys/class/net", bridge).exists() else [])
 
 
+def remove_stranger():
+    """Remove the container that looks like the project's but lacks our label: a run killed half way cannot have, and `down` must not."""
+    for container in connect().containers.list(all=True, filters={"name": f"^{STRANGER}$"}):
+        container.remove(force=True)
+
+
 @pytest.fixture(scope="module")
 def node_image():
     ensure_images(connect(), ["node"])
@@ -54,6 +61,7 @@ def node_image():
 @pytest.fixture(scope="module")
 def testbed(node_image):
     """Six nodes, up."""
+    remove_stranger()
     project = Project(SETTINGS)
     project.gc(image_tags=False)
     project.up()
@@ -234,13 +242,13 @@ class TestDown:
 
     def test_what_lacks_our_label_is_left_alone(self, up):
         label = {"com.docker.compose.project": SETTINGS.project}
-        stranger = up.client.containers.create("emulab/base:trixie", command="true", labels=label)
+        stranger = up.client.containers.create("emulab/base:trixie", command="true", labels=label, name=STRANGER)
         try:
             removed = up.down()
-            assert removed.kept == [f"container {stranger.name}: not labelled as ours"]
+            assert removed.kept == [f"container {STRANGER}: not labelled as ours"]
             stranger.reload()
         finally:
-            stranger.remove(force=True)
+            remove_stranger()
 
     def test_a_node_that_is_down_says_how_to_bring_it_up(self, up):
         up.down()
