@@ -5,6 +5,7 @@ import http.client
 import io
 import re
 import socket
+import sys
 import time
 import urllib.parse
 import uuid
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import docker
 import pytest
-from conftest import wait_until
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import wait_until
 
 from workloads.olio.assets import SIZES, STATICS, event_jpeg, event_pdf, person_jpeg
 from workloads.olio.loader import counts, generate
@@ -21,7 +24,7 @@ from workloads.olio.loader import counts, generate
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 
 WORKLOADS = Path(__file__).parents[2] / "workloads"
-LABELS = {"emulab.test": "1"}
+LABELS = {"emulab.test": "olio-site"}
 WORKERS = 4
 SIZE = counts(25, 10)
 
@@ -125,14 +128,20 @@ def client():
     client.close()
 
 
+def clear_away(client):
+    """Remove what these tests made, in this run or in one that was killed half way."""
+    label = {"label": [f"{key}={value}" for key, value in LABELS.items()]}
+    for container in client.containers.list(all=True, filters=label):
+        container.remove(force=True, v=True)
+    for network in client.networks.list(filters=label):
+        network.remove()
+
+
 @pytest.fixture(scope="module")
 def network(client):
-    network = client.networks.create(f"emulab-test-{uuid.uuid4().hex[:8]}", internal=True, labels=LABELS)
-    yield network
-    network.reload()
-    for container in network.containers:
-        container.remove(force=True, v=True)
-    network.remove()
+    clear_away(client)
+    yield client.networks.create(f"emulab-test-{uuid.uuid4().hex[:8]}", internal=True, labels=LABELS)
+    clear_away(client)
 
 
 @pytest.fixture(scope="module")
