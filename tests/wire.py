@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 from emulab.migration.channel import Incoming
+from emulab.migration.pages import NUMBERS, PAGE, ZERO_REF
 
 
 class Wire:
@@ -30,3 +33,21 @@ class Wire:
         while self.messages:
             ended = receiver.handle(self.messages.popleft())
         return ended
+
+
+def arrived(folder: Path, distinct: Path) -> dict[str, bytes]:
+    """Name and content of every image in a folder at the destination, as CRIU is shown them (criu/native/pages.c)."""
+    pages = distinct.read_bytes() if distinct.exists() else b""
+    found = {}
+    for path in folder.iterdir():
+        if path.suffix == NUMBERS:
+            continue
+        content = path.read_bytes()
+        numbers = path.with_name(path.name + NUMBERS)
+        if numbers.exists():
+            told = array("I", numbers.read_bytes())
+            assert all(number == ZERO_REF or (number + 1) * PAGE <= len(pages) for number in told)
+            parts = (bytes(PAGE) if number == ZERO_REF else pages[number * PAGE : (number + 1) * PAGE] for number in told)
+            content = b"".join(parts) + content
+        found[path.name] = content
+    return found

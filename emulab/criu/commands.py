@@ -113,10 +113,19 @@ def dump(
 
 
 def restore(
-    *, images: Path, rootfs: str, pidfile: Path, hook_socket: str, join_cgroup: str, lazy: bool = False, in_place: bool = True
+    *,
+    images: Path,
+    rootfs: str,
+    pidfile: Path,
+    hook_socket: str,
+    join_cgroup: str,
+    distinct: Path,
+    lazy: bool = False,
+    in_place: bool = True,
 ) -> CriuCall:
     """Restore inside the guest's cgroup (``join_cgroup``: shell words). The hook decides at ``post-restore`` and plugs the network.
 
+    ``distinct``: the file that the numbers beside the pages files refer to (native/pages.c).
     ``lazy``: hand a userfaultfd of each task to who listens on ``lazy-pages.socket`` in the image folder. ``in_place``: mappings are made
     where they belong, instead of moved there (native/premap.c).
     """
@@ -127,5 +136,5 @@ def restore(
     )  # fmt: skip
     # Only CRIU is to be preloaded, not the shell that joins the cgroup.
     premap: Argv = () if lazy or not in_place else (f"EMULAB_SHIM_PREMAP={images}",)
-    preloaded = ("env", f"LD_PRELOAD={SHIM}", *premap, *criu)
+    preloaded = ("env", f"LD_PRELOAD={SHIM}", f"EMULAB_SHIM_PAGES={distinct}", *premap, *criu)
     return CriuCall(("sh", "-c", f'{join_cgroup}; exec "$@"', "sh", *preloaded), {"EMULAB_HOOK_SOCKET": hook_socket})

@@ -1,4 +1,4 @@
-"""CRIU's page maps: which pages of a task an image folder holds, and where their content is.
+"""CRIU's page maps, read and written: which pages of a task an image folder holds, and where their content is.
 
 An image is two 32-bit magics and then messages, each behind its 32-bit length. ``pagemap-PID.img``: a head with the number of the pages
 file, then one entry per run of pages (criu/images/pagemap.proto).
@@ -15,8 +15,10 @@ PAGE = 4096
 PARENT, PRESENT = 1, 4
 
 _LENGTH = struct.Struct("<I")
-_MAGICS = 8
+_MAGIC = struct.pack("<II", 0x54564319, 0x56084025)  # of images of the service, and of page maps
+_MAGICS = len(_MAGIC)
 _NO_FLAGS = -1
+_BYTES = [bytes((value,)) for value in range(0x80)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +120,33 @@ def parse_pagemap(data: bytes) -> Pagemap:
         if flags & PRESENT:
             offset += size
     return Pagemap(pages_file, runs)
+
+
+# -- writing -------------------------------------------------------------------------------------------------------------------------------
+
+
+def write_head(pages_file: int) -> bytes:
+    """How a page map begins: the number of its pages file."""
+    return _MAGIC + write_message(write_number(1, pages_file))
+
+
+def write_entry(start: int, end: int, flags: int) -> bytes:
+    return write_message(b"\x08%b\x10\x00\x20%b\x28%b" % (_write_varint(start), _write_varint(flags), _write_varint((end - start) // PAGE)))
+
+
+def write_message(body: bytes) -> bytes:
+    return _LENGTH.pack(len(body)) + body
+
+
+def write_number(field: int, value: int) -> bytes:
+    return _write_varint(field << 3) + _write_varint(value)
+
+
+def _write_varint(value: int) -> bytes:
+    if value < 0x80:
+        return _BYTES[value]
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))

@@ -33,6 +33,7 @@ _UFFDIO_API = 0xC018AA3F
 _FEATURES = 1 << 13 | 1 << 15  # UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC
 _USER_MODE_ONLY = 1
 _AT_ONCE = 4  # tasks covered in about a millisecond
+_MANY = 32  # of a guest that leaves no CPU idle: each task reaches its stop only when its turn comes, and many wait for that together
 
 
 class TrackerError(EmulabError):
@@ -43,10 +44,10 @@ class DirtyTracker(Protocol):
     name: str
     write_protect: bool
 
-    def arm(self, pids: Sequence[int], give_way: Callable[[], None] = lambda: None) -> int:
+    def arm(self, pids: Sequence[int], give_way: Callable[[], bool] = lambda: False) -> int:
         """Cover the tasks; returns how many could not be covered (their pages are sent in each round).
 
-        ``give_way`` is called every millisecond or so.
+        ``give_way`` is called before each few of them, and tells whether the guest is one to wait for.
         """
         ...
 
@@ -57,7 +58,7 @@ class SoftDirty:
     name = "soft-dirty"
     write_protect = False
 
-    def arm(self, pids: Sequence[int], give_way: Callable[[], None] = lambda: None) -> int:
+    def arm(self, pids: Sequence[int], give_way: Callable[[], bool] = lambda: False) -> int:
         del pids, give_way
         return 0
 
@@ -73,11 +74,12 @@ class WriteProtect:
         self._process = subprocess.Popen([str(NATIVE / "tracker")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         renice(self._process.pid, NORMAL)  # whoever starts it may wait for guests; a task that it stops waits for it
 
-    def arm(self, pids: Sequence[int], give_way: Callable[[], None] = lambda: None) -> int:
-        failed = 0
-        for at in range(0, len(pids), _AT_ONCE):
-            give_way()
-            failed += self._ask("cover", pids[at : at + _AT_ONCE])
+    def arm(self, pids: Sequence[int], give_way: Callable[[], bool] = lambda: False) -> int:
+        failed = at = 0
+        while at < len(pids):
+            count = _AT_ONCE if give_way() else _MANY
+            failed += self._ask("cover", pids[at : at + count])
+            at += count
         self._ask("keep", pids)
         return failed
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from emulab import clock
 from emulab.command import Runner
 from emulab.criu import commands
+from emulab.criu.chain import link_parents
 from emulab.criu.log import read_deciding_line
 from emulab.criu.standby import HookedStandby
 from emulab.errors import EmulabError
@@ -23,6 +24,7 @@ from emulab.migration.images import FolderReceiver, check_file_name
 from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.lazy.handover import DaemonProcess
 from emulab.migration.page_receiver import PageReceiver
+from emulab.migration.pages import DISTINCT
 from emulab.migration.priority import PATIENCE_S, GiveWay, behind_guests, go_first
 from emulab.migration.reserve import Reserve
 from emulab.node import link
@@ -50,7 +52,7 @@ class Arrival:
         self._neighbours: list[tuple[str, str]] = []
         self._folder = IMAGES / f"in-{self.key}"
         self._visit = store.Visit(self.spec.name)
-        self._pages = PageReceiver(self._visit)
+        self._pages = PageReceiver(self.distinct, self._visit)
         self._layer = LayerReceiver(self.guest.rootfs.upper)
         self._images = FolderReceiver(self._folder, self._pages)
         self._give_way = GiveWay(PATIENCE_S, stay_behind=True)
@@ -91,6 +93,10 @@ class Arrival:
             self._await_memory()
         except Exception as error:
             self._undo(error)
+
+    @property
+    def distinct(self) -> Path:
+        return self._folder / DISTINCT
 
     def clear_away(self) -> None:
         """What the arrival needed and the guest does not. Its next move need not wait for this."""
@@ -167,8 +173,7 @@ class Arrival:
     def _restore_behind_gate(self, chain: list[str]) -> None:
         if self._restore is None:
             raise EmulabError("a restore was asked for out of turn")
-        for child, parent in zip(chain[1:], chain[:-1], strict=True):
-            (self._folder / check_file_name(child) / "parent").symlink_to(f"../{check_file_name(parent)}")
+        link_parents(self._folder, [check_file_name(name) for name in chain])
         if self.daemon:
             self.daemon.attend(
                 guest=self.spec.name,
@@ -284,6 +289,7 @@ class _Restore:
             pidfile=images / "restored.pid",
             hook_socket=str(hook_socket),
             join_cgroup=guest.cgroup.join_command(),
+            distinct=arrival.distinct,
             lazy=arrival.daemon is not None,
             in_place=_Restore.in_place,
         )

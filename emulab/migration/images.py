@@ -12,7 +12,8 @@ import queue
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ from emulab.errors import EmulabError
 from emulab.migration.channel import Incoming, Peer
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.page_sender import PageSender
-from emulab.migration.pages import CHUNK_PAGES, PAGE, Chunk, Part
+from emulab.migration.pages import CHUNK_PAGES, CHUNK_REFS, PAGE, Chunk, Part
 from emulab.migration.priority import GiveWay
+from emulab.migration.same_frame import Alike
 from emulab.migration.store import ask
 
 _LOCAL = {"stats-dump", "parent", "irmap-cache"}
 _AHEAD = 16  # chunks that may wait for the link: bounds memory to some 20 MiB
 _PIECES = 4 * 1024 * 1024  # content of one message of other files
 _INDEX = 16 * 1024 * 1024
-_LOOK_EVERY_S = 0.025  # a look costs a millisecond of the CPU that CRIU needs; what grows is read without waiting
+_LOOK_EVERY_S = 0.025  # a look costs a millisecond of the CPU that CRIU needs; what grows by much is read without waiting
 _EARLY_SIZE = 256 * 1024  # bytes of a file that may be sent before the end, and once more
 _EAGER_PAGES = 64  # fewer pages than this wait for more while CRIU is at work
 _PATIENCE_S = 0.5
@@ -55,17 +57,21 @@ class FolderSender:
     """Sends the images of one folder, from the moment it is made: what CRIU has written so far, until ``finish`` says that it is done.
 
     The connection belongs to it until ``finish`` or ``close`` has returned. ``give_way`` is called by its threads
-    between chunks.
+    between chunks. ``alike``: stretches of the pages files that are left as holes, because the same pages are elsewhere.
     """
 
-    def __init__(self, peer: Peer, folder: Path, sender: PageSender, *, give_way: GiveWay | None = None) -> None:
+    def __init__(
+        self, peer: Peer, folder: Path, sender: PageSender, *, give_way: GiveWay | None = None, alike: Alike | None = None
+    ) -> None:
         self._peer = peer
+        self._alike = alike or Alike()
         self._give_way = give_way or GiveWay(0.0)
         self._folder = folder
         self._sender = sender
         self._sent: dict[str, int] = {}  # pages of each pages file
         self._parts: list[Part] = []  # of the chunk that is being gathered
         self._data: list[bytes] = []
+        self._gathered = self._read_pages = 0  # pages of ``_parts``, and of ``_data``
         self._early: dict[str, tuple[int, int]] = {}  # size and time of other files that have been sent before the end
         self._ahead: queue.Queue[_Message | None] = queue.Queue(_AHEAD)  # a None ends it
         self._complete = threading.Event()
@@ -121,18 +127,20 @@ class FolderSender:
             while not complete and not self._stopped.is_set():
                 complete = self._complete.is_set()  # asked before looking: what is there then is all there is
                 moved = self._gather(complete=complete)
-                if self._parts and (complete or (not moved and self._pages_gathered() >= _EAGER_PAGES and self._ahead.empty())):
+                if self._parts and (complete or (not moved and self._gathered >= _EAGER_PAGES and self._ahead.empty())):
                     self._hand_over()
-                if not moved and not complete:
+                if complete or moved >= CHUNK_PAGES:
+                    continue
+                if not moved:
                     for message in self._other_files(complete=False):
                         self._put(message)
-                    self._complete.wait(_LOOK_EVERY_S)
+                self._complete.wait(_LOOK_EVERY_S)
         finally:
             self._put(None)
 
-    def _gather(self, *, complete: bool) -> bool:
-        """Take what the pages files have grown by; True if they have."""
-        moved = False
+    def _gather(self, *, complete: bool) -> int:
+        """Take what the pages files have grown by; returns how many pages that was."""
+        moved = 0
         names = sorted((name for name in os.listdir(self._folder) if _is_pages(name)), key=lambda name: (len(name), name))  # noqa: PTH208
         for name in names:
             path = self._folder / name
@@ -147,35 +155,53 @@ class FolderSender:
             if not complete:
                 pages = max(first, self._sender.versions.ready(name, pages))
             if pages > first:
-                moved = True
                 with path.open("rb", buffering=0) as file:
-                    file.seek(first * PAGE)
-                    while first < pages and not self._stopped.is_set():
-                        first += self._take(name, file.read(min(pages - first, CHUNK_PAGES - self._pages_gathered()) * PAGE), first)
+                    while self._sent[name] < pages and not self._stopped.is_set():
+                        taken = self._take(name, file, pages)
+                        moved += taken
+                        if not taken:
+                            if complete:
+                                raise EmulabError(f"pages of {name} are like others that never came")
+                            break
         return moved
 
-    def _take(self, name: str, data: bytes, first: int) -> int:
-        count = len(data) // PAGE
-        if not count:
-            raise EmulabError(f"{name} became shorter while it was sent")
-        last = self._parts[-1] if self._parts else None
-        if last and last.name == name:
-            self._parts[-1] = Part(name, last.first, last.count + count)
+    def _take(self, name: str, file: FileIO, pages: int) -> int:
+        """Take some of a file's first ``pages``; returns how many: 0 if the next ones are like others that have not been taken yet."""
+        first = self._sent[name]
+        like, until = self._alike.at(name, first)
+        count = min(pages, until) - first
+        if like:
+            there, page = like
+            count = min(count, self._sent.get(there, 0) - page, CHUNK_REFS - self._gathered)
+            if count <= 0:
+                return 0
         else:
-            self._parts.append(Part(name, first, count))
-        self._data.append(data[: count * PAGE])
+            data = os.pread(file.fileno(), min(count, CHUNK_PAGES - self._read_pages, CHUNK_REFS - self._gathered) * PAGE, first * PAGE)
+            count = len(data) // PAGE
+            if not count:
+                raise EmulabError(f"{name} became shorter while it was sent")
+            self._data.append(data[: count * PAGE])
+            self._read_pages += count
+        self._add(Part(name, first, count, like))
         self._sent[name] = first + count
-        if self._pages_gathered() == CHUNK_PAGES:
+        self._gathered += count
+        if self._read_pages == CHUNK_PAGES or self._gathered == CHUNK_REFS:
             self._hand_over()
         return count
 
-    def _pages_gathered(self) -> int:
-        return sum(part.count for part in self._parts)
+    def _add(self, part: Part) -> None:
+        """To the parts of this chunk, as one with the last if they belong together."""
+        last = self._parts[-1] if self._parts else None
+        if last and last.name == part.name and last.like is part.like is None:
+            self._parts[-1] = Part(part.name, last.first, last.count + part.count)
+        else:
+            self._parts.append(part)
 
     def _hand_over(self) -> None:
         chunk = self._sender.chunk(self._folder, self._parts, b"".join(self._data), self._give_way)
         self._parts, self._data = [], []
-        parts = [(part.name, part.first, part.count) for part in chunk.parts]
+        self._gathered = self._read_pages = 0
+        parts = [(part.name, part.first, part.count) for part in _joined(chunk.parts)]
         payload = b"".join((chunk.digest, chunk.refs, chunk.content))
         self._put(("chunk", payload, {"parts": parts, "refs": len(chunk.refs), "form": chunk.kind, "waits": self._give_way.waits}))
 
@@ -244,6 +270,20 @@ class FolderSender:
                         names, content = [], bytearray()
         if names:
             yield names, bytes(content)
+
+
+def _joined(parts: Iterable[Part]) -> Iterator[Part]:
+    """Neighbours as one: the other side need not know which are like others."""
+    last: Part | None = None
+    for part in parts:
+        if last and last.name == part.name:
+            last = Part(last.name, last.first, last.count + part.count)
+            continue
+        if last:
+            yield last
+        last = part
+    if last:
+        yield last
 
 
 def send_folder(peer: Peer, folder: Path, sender: PageSender) -> None:

@@ -14,17 +14,17 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from emulab import clock
 from emulab.criu.dirty import range_of, scan_present, scan_written
-from emulab.criu.pagemap import PARENT, PRESENT
+from emulab.criu.pagemap import PAGE, PARENT, PRESENT, write_entry, write_head, write_message, write_number
+from emulab.migration.same_frame import Alike, SameFrame
 from emulab.node.guest import start_ticks
 
-PAGE = 4096
 SHARED = "pages-shared.img"  # content that the destination will need, and nothing that CRIU knows of
-_COMMON_MAGIC, _PAGEMAP_MAGIC, _INVENTORY_MAGIC = 0x54564319, 0x56084025, 0x58313116
+_INVENTORY_MAGIC = 0x58313116
 _IMAGES_V1_1 = 2
 _AT_ONCE = 128 * PAGE
 _SHARED_MEMORY = ("/dev/zero", "/SYSV", "/memfd:")
@@ -48,23 +48,25 @@ class LiveRounds:
         self._tasks: dict[int, _Task] = {}
         self._shared: set[tuple[str, str]] = set()  # device and inode of shared memory that has been sent
 
-    def take(self, images: Path, pids: Iterable[int], check: Callable[[], None]) -> float:
+    def take(self, images: Path, pids: Iterable[int], alike: Alike, check: Callable[[], None]) -> float:
         """Fill ``images`` with what was written since the last round. Tasks must be covered by the tracker.
 
+        Pages that tasks share are there once, for the others there are holes: ``alike`` learns what is in their place.
         Returns the instant from which on writes are for the next round. ``check`` is called often, and may raise to give up.
         """
         since = clock.now()
         # CRIU takes no page of an earlier image for a task that has started since.
-        told = _number(1, _IMAGES_V1_1) + _number(8, _uptime_us()) + _number(9, 0)
-        (images / "inventory.img").write_bytes(struct.pack("=I", _INVENTORY_MAGIC) + _message(told))  # the only image with one magic
-        for number, pid in enumerate(pids, 1):
-            check()
-            try:
-                maps = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
-                _take_task(images, pid, number, self._task(pid), maps, check)
-                self._take_shared(images, pid, maps, check)
-            except (FileNotFoundError, ProcessLookupError):  # it has ended; CRIU will not ask for it
-                continue
+        told = write_number(1, _IMAGES_V1_1) + write_number(8, _uptime_us()) + write_number(9, 0)
+        (images / "inventory.img").write_bytes(struct.pack("=I", _INVENTORY_MAGIC) + write_message(told))  # the only image with one magic
+        with SameFrame() as same:
+            for number, pid in enumerate(pids, 1):
+                check()
+                try:
+                    maps = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+                    _TaskImages(images, pid, number, same, alike, check).take(self._task(pid), maps)
+                    self._take_shared(images, pid, maps, check)
+                except (FileNotFoundError, ProcessLookupError):  # it has ended; CRIU will not ask for it
+                    continue
         return since
 
     def _take_shared(self, images: Path, pid: int, maps: Iterable[str], check: Callable[[], None]) -> None:
@@ -74,9 +76,9 @@ class LiveRounds:
             if fields[1][3] != "s" or len(fields) < 6 or not fields[5].startswith(_SHARED_MEMORY) or (fields[3], fields[4]) in self._shared:
                 continue
             self._shared.add((fields[3], fields[4]))
-            with (images / SHARED).open("ab", buffering=0) as pages:
+            with (images / SHARED).open("ab", buffering=0) as pages, open_memory(pid) as memory:
                 for first, last in merged(scan_present(pid, *range_of(line))):
-                    for _, data in read_memory(pid, first, last):
+                    for _, data in read_memory(memory, first, last):
                         check()
                         pages.write(data)
 
@@ -88,25 +90,57 @@ class LiveRounds:
         return task
 
 
-def _take_task(images: Path, pid: int, number: int, task: _Task, maps: Iterable[str], check: Callable[[], None]) -> None:
-    written = merged([*scan_written(pid, protect=True), *_vdso(maps)])
-    kept, present = without(task.held, written), []
-    with (
-        (images / f"pagemap-{task.image}.img").open("wb", buffering=0) as pagemap,
-        (images / f"pages-{number}.img").open("wb", buffering=0) as pages,
-    ):
-        pagemap.write(struct.pack("=II", _COMMON_MAGIC, _PAGEMAP_MAGIC) + _message(_number(1, number)))
-        # CRIU reads its maps in the order of addresses.
-        for start, end, is_new in sorted([*((a, b, True) for a, b in written), *((a, b, False) for a, b in kept)]):
-            if not is_new:
-                pagemap.write(_entry(start, end, PARENT))
+class _TaskImages:
+    """The two images of one task in one round: its page map and its pages."""
+
+    def __init__(self, images: Path, pid: int, number: int, same: SameFrame, alike: Alike, check: Callable[[], None]) -> None:
+        self._images = images
+        self._pid = pid
+        self._number = number
+        self._name = f"pages-{number}.img"
+        self._same = same
+        self._alike = alike
+        self._check = check
+        self._count = 0  # pages taken
+
+    def take(self, task: _Task, maps: Iterable[str]) -> None:
+        written = merged([*scan_written(self._pid, protect=True), *_vdso(maps)])
+        self._same.begin(self._pid, self._name)
+        kept, present = without(task.held, written), []
+        with (
+            (self._images / f"pagemap-{task.image}.img").open("wb", buffering=0) as pagemap,
+            (self._images / self._name).open("wb", buffering=0) as pages,
+            open_memory(self._pid) as memory,
+        ):
+            pagemap.write(write_head(self._number))
+            # CRIU reads its maps in the order of addresses.
+            for start, end, is_new in sorted([*((a, b, True) for a, b in written), *((a, b, False) for a, b in kept)]):
+                if not is_new:
+                    pagemap.write(write_entry(start, end, PARENT))
+                    continue
+                for begin, stop in joined(self._take_range(memory, pages, start, end), _AT_ONCE):
+                    pagemap.write(write_entry(begin, stop, PRESENT))
+                    present.append((begin, stop))
+        task.held = merged([*kept, *present])
+
+    def _take_range(self, memory: FileIO, pages: FileIO, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Addresses of what is in the pages file, one stretch after another."""
+        for begin, stop, like in self._same.split(start, end):
+            self._check()
+            if like:
+                count = (stop - begin) // PAGE
+                self._alike.add(self._name, self._count, count, like)
+                self._count += count
+                pages.truncate(self._count * PAGE)
+                pages.seek(self._count * PAGE)
+                yield begin, stop
                 continue
-            for begin, data in read_memory(pid, start, end):
-                check()
+            for address, data in read_memory(memory, begin, stop):
+                self._check()
                 pages.write(data)
-                pagemap.write(_entry(begin, begin + len(data), PRESENT))
-                present.append((begin, begin + len(data)))
-    task.held = merged([*kept, *present])
+                self._same.took(address, len(data) // PAGE, self._count)
+                self._count += len(data) // PAGE
+                yield address, address + len(data)
 
 
 def _vdso(maps: Iterable[str]) -> Ranges:
@@ -114,17 +148,21 @@ def _vdso(maps: Iterable[str]) -> Ranges:
     return [range_of(line) for line in maps if line.endswith("[vdso]")]
 
 
-def read_memory(pid: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+def open_memory(pid: int) -> FileIO:
+    """Raises OSError if the task has ended."""
+    return FileIO(f"/proc/{pid}/mem", "rb")
+
+
+def read_memory(memory: FileIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """(address, whole pages) of a range of a task's memory, without what is not mapped any more. Raises OSError if it has ended."""
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        while start < end:
-            data = _read(memory, start, min(end - start, _AT_ONCE))
-            if data:
-                yield start, data
-            start += len(data) or PAGE
+    while start < end:
+        data = _read(memory, start, min(end - start, _AT_ONCE))
+        if data:
+            yield start, data
+        start += len(data) or PAGE
 
 
-def _read(memory: IO[bytes], address: int, size: int) -> bytes:
+def _read(memory: FileIO, address: int, size: int) -> bytes:
     try:
         data = os.pread(memory.fileno(), size, address)
     except OSError as error:
@@ -147,6 +185,20 @@ def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
     return found
 
 
+def joined(ranges: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """The same, neighbours as one up to a size; none is waited for longer than that takes."""
+    last: tuple[int, int] | None = None
+    for start, end in ranges:
+        if last and last[1] == start and end - last[0] <= most:
+            last = last[0], end
+            continue
+        if last:
+            yield last
+        last = start, end
+    if last:
+        yield last
+
+
 def without(ranges: Ranges, removed: Ranges) -> Ranges:
     """What of ``ranges`` is not in ``removed``."""
     found: Ranges = []
@@ -165,27 +217,7 @@ def without(ranges: Ranges, removed: Ranges) -> Ranges:
     return found
 
 
-# -- images ----------------------------------------------------------------------------------------------------------------------------
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*out, value))
-
-
-def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value)
-
-
-def _message(body: bytes) -> bytes:
-    return struct.pack("=I", len(body)) + body
-
-
-def _entry(start: int, end: int, flags: int) -> bytes:
-    return _message(_number(1, start) + _number(2, 0) + _number(4, flags) + _number(5, (end - start) // PAGE))
+# -- what the kernel tells --------------------------------------------------------------------------------------------------------------
 
 
 def _uptime_us() -> int:

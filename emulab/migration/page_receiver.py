@@ -1,12 +1,10 @@
-"""The receiving side of the page transport: pages files rebuilt from chunks, each checked before it is written (see ``pages``)."""
+"""The receiving side of the page transport: pages kept once each, and which of them the pages files consist of (see ``pages``)."""
 
 from __future__ import annotations
 
 import os
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +12,9 @@ from blake3 import blake3
 
 from emulab.errors import EmulabError
 from emulab.migration.compression import Decompressor
-from emulab.migration.pages import CHANGED, PAGE, STORED, ZERO_REF, Chunk, Part, unpack_refs, xor
+from emulab.migration.pages import CHANGED, NUMBERS, PAGE, STORED, ZERO_REF, Chunk, Part, little_endian, unpack_refs, xor
+
+_NEW_FILE = os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Stored(Protocol):
@@ -25,161 +25,116 @@ class Stored(Protocol):
 
 
 class PageReceiver:
-    """Rebuilds pages files from chunks. Distinct pages are found again in the files they were first written to."""
+    """Keeps what chunks bring. ``distinct``: the file of the distinct pages; pages files lie wherever ``write`` is told.
 
-    def __init__(self, stored: Stored | None = None) -> None:
+    Memory: the new pages of a chunk, twice.
+    """
+
+    def __init__(self, distinct: Path, stored: Stored | None = None) -> None:
         self._stored = stored
+        self._path = distinct
+        self._distinct = -1
+        self._count = 0  # of distinct pages
         self._decompressor = Decompressor()
-        self._numbers: dict[Path, int] = {}
-        self._files: list[int] = []
-        self._sizes: list[int] = []  # in pages
-        self._pages = bytearray()
-        self._file_of = array("I")  # of each distinct page
-        self._page_of = array("I")
+        self._files: dict[Path, int] = {}  # descriptor of each pages file's numbers
+        self._sizes: dict[Path, int] = {}  # in pages
 
     def write(self, folder: Path, chunk: Chunk) -> None:
         """Append a chunk to its files in ``folder``. Raises EmulabError, with no page written, unless it is exactly what was sent."""
-        refs = unpack_refs(chunk.refs)
+        refs = array("I", unpack_refs(chunk.refs))
         if len(refs) != sum(part.count for part in chunk.parts):
             raise EmulabError("a chunk carried references of other pages than it names")
-        files = [self._open(folder / part.name) for part in chunk.parts]
-        ends = {file: self._sizes[file] for file in files}
-        for part, file in zip(chunk.parts, files, strict=True):
-            if part.count < 0 or part.first != ends[file]:
-                raise EmulabError(f"pages of {part.name} arrived out of order")
-            ends[file] += part.count
-        new = self._introduced(refs)
-        content = memoryview(
-            self._decompressor.unpack(chunk.kind, chunk.content, sum(ref < STORED or ref >= CHANGED for _, ref in new) * PAGE)
-        )
-        if len(refs) * PAGE > len(self._pages):
-            self._pages = bytearray(len(refs) * PAGE)  # kept: to make one anew for each chunk costs as much as to fill it
-        pages = memoryview(self._pages)[: len(refs) * PAGE]
-        self._rebuild(refs, new, content, pages)
-        if blake3(pages).digest() != chunk.digest:
+        for part in chunk.parts:
+            self._open(folder / part.name)
+        self._check_order(folder, chunk.parts)
+        new, numbers = self._introduced(refs)
+        content = self._decompressor.unpack(chunk.kind, chunk.content, sum(ref < STORED or ref >= CHANGED for ref in new) * PAGE)
+        pages = self._rebuilt(new, memoryview(content))
+        told = blake3(pages)
+        told.update(little_endian(refs))
+        if told.digest() != chunk.digest:
             raise EmulabError("a page arrived that is not what was sent", hint="the migration can be tried again")
-        starts = list(accumulate((part.count for part in chunk.parts), initial=0))
-        for at, _ in new:
-            which = bisect_right(starts, at) - 1
-            self._file_of.append(files[which])
-            self._page_of.append(chunk.parts[which].first + at - starts[which])
-        self._append(chunk.parts, files, refs, pages)
+        if new:
+            _write_all(self._distinct, memoryview(pages), self._count * PAGE)
+            self._count += len(new)
+        at = 0
+        for part in chunk.parts:
+            path = folder / part.name
+            data = little_endian(numbers[at : at + part.count])
+            _write_all(self._files[path], memoryview(data), part.first * numbers.itemsize)
+            self._sizes[path] += part.count
+            at += part.count
 
-    def _open(self, path: Path) -> int:
-        """Number of a pages file, created at its first part."""
-        number = self._numbers.get(path)
-        if number is None:
-            number = self._numbers[path] = len(self._files)
-            self._files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            self._sizes.append(0)
-        return number
+    def _open(self, path: Path) -> None:
+        """A pages file, empty, and its numbers, at its first part."""
+        if path in self._files:
+            return
+        if self._distinct < 0:
+            self._distinct = os.open(self._path, os.O_RDWR | _NEW_FILE, 0o600)
+        os.close(os.open(path, os.O_WRONLY | _NEW_FILE, 0o600))
+        self._files[path] = os.open(path.with_name(path.name + NUMBERS), os.O_WRONLY | _NEW_FILE, 0o600)
+        self._sizes[path] = 0
 
-    def _introduced(self, refs: Sequence[int]) -> list[tuple[int, int]]:
-        """(place in the chunk, reference) of each page that is new to this migration."""
-        new = []
-        known = count = len(self._file_of)
+    def _check_order(self, folder: Path, parts: Sequence[Part]) -> None:
+        ends: dict[str, int] = {}
+        for part in parts:
+            end = ends.get(part.name, self._sizes[folder / part.name])
+            if part.count < 0 or part.first != end:
+                raise EmulabError(f"pages of {part.name} arrived out of order")
+            ends[part.name] = end + part.count
+
+    def _introduced(self, refs: array[int]) -> tuple[list[int], array[int]]:
+        """References of the pages that are new to this migration, and the number of every page."""
+        new: list[int] = []
+        known = count = self._count
+        numbers = array("I", refs)
         for at, ref in enumerate(refs):
-            if CHANGED <= ref < ZERO_REF and ref - CHANGED >= known:
+            if ref < count or ref == ZERO_REF:
+                continue
+            if ref >= CHANGED and ref - CHANGED >= known:
                 raise EmulabError(f"page {ref - CHANGED} that has changed was never sent")
-            if ref == count or STORED <= ref < ZERO_REF:
-                new.append((at, ref))
-                count += 1
-            elif ref > count and ref != ZERO_REF:
+            if count < ref < STORED:
                 raise EmulabError(f"page {ref} was never sent")
-        return new
+            new.append(ref)
+            numbers[at] = count
+            count += 1
+        return new, numbers
 
-    def _rebuild(self, refs: Sequence[int], new: Sequence[tuple[int, int]], content: memoryview, pages: memoryview) -> None:
-        fresh = bytearray(len(refs))
-        for at, _ in new:
-            fresh[at] = 1
-        taken = 0
-        for start, count in _runs(refs, fresh):
-            ref, target = refs[start], pages[start * PAGE : (start + count) * PAGE]
-            if ref == ZERO_REF:
-                target[:] = bytes(count * PAGE)
-            elif ref >= CHANGED:
-                self._repeat(ref - CHANGED, count, (), pages, target)
-                for page in range(0, count * PAGE, PAGE):
-                    target[page : page + PAGE] = xor(target[page : page + PAGE], content[taken : taken + PAGE])
-                    taken += PAGE
-            elif ref >= STORED:
+    def _rebuilt(self, new: Sequence[int], content: memoryview) -> bytearray:
+        """The new pages, one after the other; what was sent of them is ``content``."""
+        pages = bytearray(len(new) * PAGE)
+        view = memoryview(pages)
+        taken = at = 0
+        while at < len(new):
+            ref, run = new[at], 1
+            while at + run < len(new) and STORED <= ref < CHANGED and new[at + run] == ref + run:
+                run += 1
+            target = view[at * PAGE : (at + run) * PAGE]
+            if STORED <= ref < CHANGED:
                 if self._stored is None:
                     raise EmulabError("a page arrived that refers to a store which was never offered")
                 self._stored.read_into(ref - STORED, target)
-            elif fresh[start]:
-                target[:] = content[taken : taken + count * PAGE]
-                taken += count * PAGE
             else:
-                self._repeat(ref, count, new, pages, target)
-
-    def _repeat(self, ref: int, count: int, new: Sequence[tuple[int, int]], pages: memoryview, target: memoryview) -> None:
-        """Pages that were sent before: from the files they are in, or from this very chunk."""
-        known = len(self._file_of)
-        at = 0
-        while at < count:
-            number = ref + at
-            if number >= known:
-                there = new[number - known][0] * PAGE
-                target[at * PAGE : (at + 1) * PAGE] = pages[there : there + PAGE]
-                at += 1
-                continue
-            file, page = self._file_of[number], self._page_of[number]
-            run = 1
-            while (
-                at + run < count
-                and number + run < known
-                and self._file_of[number + run] == file
-                and self._page_of[number + run] == page + run
-            ):
-                run += 1
-            _read_exactly(self._files[file], target[at * PAGE : (at + run) * PAGE], page * PAGE)
+                sent = content[taken : taken + PAGE]
+                target[:] = xor(sent, _read_page(self._distinct, ref - CHANGED)) if ref >= CHANGED else sent
+                taken += PAGE
             at += run
-
-    def _append(self, parts: Sequence[Part], files: Sequence[int], refs: Sequence[int], pages: memoryview) -> None:
-        """Zero pages stay holes."""
-        at = 0
-        for part, number in zip(parts, files, strict=True):
-            descriptor = self._files[number]
-            for start, count, zero in _stretches(refs[at : at + part.count]):
-                if not zero:
-                    _write_all(descriptor, pages[(at + start) * PAGE : (at + start + count) * PAGE], (part.first + start) * PAGE)
-            self._sizes[number] = part.first + part.count
-            if part.count and refs[at + part.count - 1] == ZERO_REF:
-                os.ftruncate(descriptor, self._sizes[number] * PAGE)
-            at += part.count
+        return pages
 
     def close(self) -> None:
-        for descriptor in self._files:
+        for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
+        if self._distinct >= 0:
+            os.close(self._distinct)
+            self._distinct = -1
 
 
-def _runs(refs: Sequence[int], fresh: bytearray) -> Iterator[tuple[int, int]]:
-    """(place, count) of stretches whose references count up by one, all new or none, or are all zero pages."""
-    start = 0
-    for at in range(1, len(refs) + 1):
-        if at < len(refs) and fresh[at] == fresh[start] and refs[at] == (ZERO_REF if refs[start] == ZERO_REF else refs[at - 1] + 1):
-            continue
-        if refs:
-            yield start, at - start
-        start = at
-
-
-def _stretches(refs: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
-    """(place, count, are they zero pages) of stretches of zero pages and of other pages."""
-    start = 0
-    for at in range(1, len(refs) + 1):
-        if at == len(refs) or (refs[at] == ZERO_REF) != (refs[start] == ZERO_REF):
-            yield start, at - start, refs[start] == ZERO_REF
-            start = at
-
-
-def _read_exactly(descriptor: int, target: memoryview, offset: int) -> None:
-    while target:
-        got = os.preadv(descriptor, [target], offset)
-        if not got:
-            raise EmulabError("a page that was sent before is gone from its file")
-        target, offset = target[got:], offset + got
+def _read_page(descriptor: int, number: int) -> bytes:
+    page = os.pread(descriptor, PAGE, number * PAGE)
+    if len(page) != PAGE:
+        raise EmulabError("a page that was sent before is gone from its file")
+    return page
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

@@ -10,8 +10,9 @@ from typing import Protocol, Self
 
 from blake3 import blake3
 
+from emulab.errors import EmulabError
 from emulab.migration.compression import Compressor
-from emulab.migration.pages import CHANGED, PAGE, STORED, ZERO_REF, Chunk, Part, pack_refs, xor
+from emulab.migration.pages import CHANGED, PAGE, STORED, ZERO_REF, Chunk, Part, little_endian, pack_refs, xor
 from emulab.migration.versions import Versions
 
 _ZERO_PAGE = bytes(PAGE)
@@ -41,10 +42,11 @@ class PageSender:
         self._compressor = Compressor(rate)
         self._offer: Offer | None = None
         self._files: list[Path] = []
-        self._number_of: dict[Path, int] = {}
+        self._number_of: dict[tuple[Path, str], int] = {}  # by folder and name
         self._file_of = array("I")  # of each distinct page
         self._page_of = array("I")
         self._numbers: list[array[int]] = []  # of each file's pages
+        self._holds: list[bytearray] = []  # for each of them, whether its content is in the file
         self.pages = 0
         self.zero_pages = 0
         self.stored_pages = 0
@@ -69,18 +71,29 @@ class PageSender:
         for digest, file, page in zip(self._known, self._file_of, self._page_of, strict=True):
             yield digest, self._files[file], page
 
-    def chunk(self, folder: Path, parts: Sequence[Part], data: bytes, give_way: Callable[[], None] = lambda: None) -> Chunk:
-        """Next chunk to send: ``data`` is the content of ``parts``, files of ``folder``. Memory: about three times its size.
+    def chunk(self, folder: Path, parts: Sequence[Part], data: bytes, give_way: Callable[[], object] = lambda: None) -> Chunk:
+        """Next chunk to send: ``data`` is the content of ``parts``, files of ``folder``, but for those that are like others.
 
-        ``give_way`` is called every millisecond or so.
+        Memory: about three times its size. ``give_way`` is called every millisecond or so.
         """
-        refs: list[int] = []
+        refs = array("I")
         fresh: list[bytes] = []
+        told = blake3()
         at, pause, count = 0, 0, len(self._known)
         with _Sources(self._files) as sources:
             for part in parts:
-                file = self._file_number(folder / part.name)
+                file = self._file_number(folder, part.name)
                 numbers = self._numbers[file]
+                if part.like:
+                    there, first = part.like
+                    run = self._numbers[self._file_number(folder, there)][first : first + part.count]
+                    if len(run) != part.count:
+                        raise EmulabError(f"pages that were to be like those of {there} came before them")
+                    refs.extend(run)
+                    numbers.extend(run)
+                    self._holds[file] += bytes(part.count)
+                    self.versions.sent(part.name, run)
+                    continue
                 before = self.versions.before(part.name, part.first, part.count)
                 start, done = len(numbers), 0
                 while done < part.count:
@@ -88,6 +101,7 @@ class PageSender:
                         give_way()
                         pause = at + _PIECE
                     page = data[at : at + PAGE]
+                    same: Sequence[int] = ()
                     if page == _ZERO_PAGE:
                         number = ref = ZERO_REF
                     else:
@@ -98,22 +112,23 @@ class PageSender:
                         self._file_of.append(file)
                         self._page_of.append(part.first + done)
                         ref = self._introduce(page, number, digest, before[done], count, sources, fresh)
-                        run = [ref]
-                    elif ref == ZERO_REF:
-                        run = [ref]
-                    else:
+                        told.update(page)
+                    elif ref != ZERO_REF:
                         # What follows is mostly what followed there: compared, not hashed.
-                        run = [ref, *self._same(number, data, at + PAGE, part.count - done - 1, sources)]
-                    refs += run
+                        same = self._same(number, data, at + PAGE, part.count - done - 1, sources)
+                    refs.append(ref)
                     numbers.append(number)
-                    numbers.extend(run[1:])
-                    done += len(run)
-                    at += len(run) * PAGE
+                    refs.extend(same)
+                    numbers.extend(same)
+                    done += 1 + len(same)
+                    at += (1 + len(same)) * PAGE
+                self._holds[file] += b"\1" * part.count
                 self.versions.sent(part.name, numbers[start:])
+        told.update(little_endian(refs))
         self.pages += len(refs)
         self.zero_pages += refs.count(ZERO_REF)
         kind, content = self._compressor.pack(fresh) if fresh else (0, b"")
-        return Chunk(tuple(parts), blake3(data).digest(), pack_refs(refs), kind, content)
+        return Chunk(tuple(parts), told.digest(), pack_refs(refs), kind, content)
 
     def _introduce(
         self, page: bytes, number: int, digest: bytes, earlier: int | None, before_chunk: int, sources: _Sources, fresh: list[bytes]
@@ -141,6 +156,8 @@ class PageSender:
         file, page = self._file_of[number], self._page_of[number] + 1
         there = self._numbers[file]
         most = min(most, len(there) - page)
+        hole = self._holds[file].find(0, page, page + most)
+        most = hole - page if hole >= 0 else most
         equal, step = 0, 1
         while equal < most:
             count = min(step, most - equal)
@@ -154,12 +171,13 @@ class PageSender:
             step = min(2 * step, _RUN_PAGES)
         return there[page : page + equal].tolist()
 
-    def _file_number(self, path: Path) -> int:
-        number = self._number_of.get(path)
+    def _file_number(self, folder: Path, name: str) -> int:
+        number = self._number_of.get((folder, name))
         if number is None:
-            number = self._number_of[path] = len(self._files)
-            self._files.append(path)
+            number = self._number_of[folder, name] = len(self._files)
+            self._files.append(folder / name)
             self._numbers.append(array("I"))
+            self._holds.append(bytearray())
         return number
 
 

@@ -21,6 +21,7 @@ from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
 from emulab.migration.progress import Progress
 from emulab.migration.rounds import Round, StopRule
+from emulab.migration.same_frame import Alike
 from emulab.migration.strategies import STRATEGIES
 from emulab.migration.throttle import Throttle
 
@@ -100,13 +101,15 @@ class PreCopyRounds:
             images.mkdir()
             tasks = guest.cgroup.pids()
             distinct = leaving.sender.sent_pages
-            leaving.stream = FolderSender(leaving.peer, images, leaving.sender, give_way=self._give_way)  # sends while CRIU still writes
+            alike = Alike()
+            # It sends while the images are still being written.
+            leaving.stream = FolderSender(leaving.peer, images, leaving.sender, give_way=self._give_way, alike=alike)
             guest.cgroup.lift_quota()  # a throttled task could not reach its stop before the next period
             try:
                 self._tracker.arm(tasks, self._give_way)
                 if self._live:
                     leaving.limit_guest()
-                    frozen_s, clean_since = 0.0, self._live.take(images, tasks, self._go_on)
+                    frozen_s, clean_since = 0.0, self._live.take(images, tasks, alike, self._go_on)
                 else:
                     frozen_s, clean_since = self._pre_dump(images)
             finally:

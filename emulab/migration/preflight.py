@@ -56,7 +56,7 @@ class _Task:
         return f"process {self.pid} ({self.name}) {what}"
 
 
-def refuse_unmovable(guest: Guest, runner: Runner, give_way: Callable[[], None] = lambda: None) -> None:
+def refuse_unmovable(guest: Guest, runner: Runner, give_way: Callable[[], object] = lambda: None) -> None:
     """Raises UnmovableError with every reason. Commands that entered the guest get a moment to end: they cannot move with it.
 
     ``give_way`` is called before each look at a task.
@@ -69,7 +69,7 @@ def refuse_unmovable(guest: Guest, runner: Runner, give_way: Callable[[], None] 
         raise UnmovableError(f"it cannot move: {'; '.join(reasons)}", hint="end or reconfigure what is named, then try again")
 
 
-def unmovable(first: int, pids: Collection[int], runner: Runner, give_way: Callable[[], None] = lambda: None) -> list[str]:
+def unmovable(first: int, pids: Collection[int], runner: Runner, give_way: Callable[[], object] = lambda: None) -> list[str]:
     """Sentences on what cannot move among these tasks of the guest whose first process is ``first``; empty: all of it can."""
     tasks = _tasks(pids)
     entered = _entered(first, tasks)

@@ -25,7 +25,7 @@ _LIMITS = (
 class Reserve:
     """Grows in a thread of its own, with a call of ``give_way`` before each step. Not more than half of what this node may still use."""
 
-    def __init__(self, give_way: Callable[[], None]) -> None:
+    def __init__(self, give_way: Callable[[], object]) -> None:
         self._give_way = give_way
         self._wanted = 0
         self._parts: list[mmap.mmap] = []

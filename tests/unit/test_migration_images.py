@@ -17,11 +17,11 @@ from emulab.errors import EmulabError
 from emulab.migration.images import FolderReceiver, FolderSender, check_file_name, send_folder
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.page_sender import PageSender
-from emulab.migration.pages import PAGE
+from emulab.migration.pages import DISTINCT, PAGE
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from waiting import wait_until
-from wire import Wire
+from wire import Wire, arrived
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def here(tmp_path):
 
 @pytest.fixture
 def receiver(here):
-    pages = PageReceiver()
+    pages = PageReceiver(here / DISTINCT)
     yield FolderReceiver(here, pages)
     pages.close()
 
@@ -53,12 +53,16 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def content_there(folder):
+    return arrived(folder, folder.parent / DISTINCT)
+
+
 def test_every_image_arrives_as_it_is(there, here, receiver):
     fill(there, pages_1=os.urandom(PAGE) * 3, pages_2=b"", core_1=b"core", inventory=b"", files=os.urandom(5000))
     wire = Wire()
     send_folder(wire, there, PageSender())
     assert wire.deliver(receiver) is True
-    assert content(here / "final") == content(there)
+    assert content_there(here / "final") == content(there)
 
 
 def test_logs_and_statistics_stay_at_home(there, here, receiver):
@@ -69,7 +73,7 @@ def test_logs_and_statistics_stay_at_home(there, here, receiver):
     wire = Wire()
     send_folder(wire, there, PageSender())
     wire.deliver(receiver)
-    assert set(content(here / "final")) == {"core-1.img"}
+    assert set(content_there(here / "final")) == {"core-1.img"}
 
 
 def carried(wire):
@@ -97,7 +101,7 @@ def test_pages_travel_while_criu_still_writes_them(there, here, receiver):
     stream.finish()
     assert carried(wire) == {"pages-1.img": 203, "pages-2.img": 0, "pages-10.img": 80}
     assert wire.deliver(receiver) is True
-    assert content(here / "final") == content(there)
+    assert content_there(here / "final") == content(there)
 
 
 def sent_files(wire):
@@ -119,7 +123,7 @@ def test_files_of_finished_tasks_travel_early_and_once(there, here, receiver):
     stream.finish()
     assert [name for names in sent_files(wire) for name in names].count("core-1.img") == 1
     assert wire.deliver(receiver) is True
-    assert content(here / "final") == content(there)
+    assert content_there(here / "final") == content(there)
 
 
 def test_a_file_that_changes_after_it_was_sent_is_sent_again(there, here, receiver):
@@ -131,7 +135,7 @@ def test_a_file_that_changes_after_it_was_sent_is_sent_again(there, here, receiv
     stream.finish()
     assert sent_files(wire)[-1] == ["files.img"]
     assert wire.deliver(receiver) is True
-    assert content(here / "final") == content(there)
+    assert content_there(here / "final") == content(there)
 
 
 def test_a_file_that_is_removed_after_it_was_sent_is_an_error(there):
@@ -159,7 +163,7 @@ def test_files_that_are_larger_than_a_message_arrive_in_pieces(there, here, rece
     send_folder(wire, there, PageSender())
     assert max(len(message.payload) for message in wire.sent) < 5 * 1024 * 1024
     wire.deliver(receiver)
-    assert content(here / "final") == content(there)
+    assert content_there(here / "final") == content(there)
 
 
 def test_stopping_early_ends_the_threads(there):
@@ -214,7 +218,7 @@ def test_a_second_folder_refers_to_pages_of_the_first(there, here, receiver, tmp
         fill(folder, pages_1=page)
         send_folder(wire, folder, sender)
     wire.deliver(receiver)
-    assert content(here / "1") == content(here / "2")
+    assert content_there(here / "1") == content_there(here / "2")
     assert sender.distinct_pages == 1
 
 
@@ -223,7 +227,7 @@ def test_pages_files_of_another_size_are_sent_as_plain_files(there, here, receiv
     wire = Wire()
     send_folder(wire, there, PageSender())
     wire.deliver(receiver)
-    assert content(here / "final") == {"pages-1.img": b"x" * 100}
+    assert content_there(here / "final") == {"pages-1.img": b"x" * 100}
 
 
 def test_an_error_while_reading_pages_is_raised_and_not_lost(there):
@@ -317,7 +321,7 @@ def test_however_files_grow_they_arrive_whole(tmp_path_factory, growth, data):
     base = tmp_path_factory.mktemp("growing")
     (base / "there" / "1").mkdir(parents=True)
     (base / "here").mkdir()
-    pages = PageReceiver()
+    pages = PageReceiver(base / "here" / DISTINCT)
     wire, receiver = Wire(), FolderReceiver(base / "here", pages)
     stream = FolderSender(wire, base / "there" / "1", PageSender())
     for number, count, kind in growth:
@@ -329,4 +333,4 @@ def test_however_files_grow_they_arrive_whole(tmp_path_factory, growth, data):
     stream.finish()
     assert wire.deliver(receiver) is True
     pages.close()
-    assert content(base / "here" / "1") == content(base / "there" / "1")
+    assert content_there(base / "here" / "1") == content(base / "there" / "1")

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulab.criu.pagemap import PARENT, PRESENT, messages, numbers, parse_pagemap
+from emulab.criu.pagemap import PAGE, PARENT, PRESENT, messages, numbers, parse_pagemap
 from emulab.migration import live
-from emulab.migration.live import PAGE, SHARED, LiveRounds, merged, read_memory, without
+from emulab.migration.live import SHARED, LiveRounds, joined, merged, open_memory, read_memory, without
+from emulab.migration.same_frame import Alike
 
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12)
 
@@ -58,15 +59,25 @@ def task():
 
 def test_memory_is_read_in_whole_pages(task):
     pid, at = task
-    assert list(read_memory(pid, at + PAGE, at + 3 * PAGE)) == [(at + PAGE, b"2" * PAGE + b"3" * PAGE)]
+    with open_memory(pid) as memory:
+        assert list(read_memory(memory, at + PAGE, at + 3 * PAGE)) == [(at + PAGE, b"2" * PAGE + b"3" * PAGE)]
 
 
 def test_what_is_not_mapped_is_left_out(task):
-    pid, at = task
-    found = list(read_memory(pid, 4096, 8 * 4096))
-    assert found == []
+    pid, _ = task
+    with open_memory(pid) as memory:
+        assert list(read_memory(memory, 4096, 8 * 4096)) == []
     with pytest.raises((FileNotFoundError, ProcessLookupError)):
-        list(read_memory(4194304, at, at + PAGE))
+        open_memory(4194304)
+
+
+@given(RANGES, st.integers(1, 9))
+def test_joined_ranges_are_the_same_pages_and_no_larger_than_allowed(ranges, most):
+    apart = [(start, start + 1) for start, end in ranges for start in range(start, end)]
+    found = list(joined(apart, most))
+    assert [page for start, end in found for page in range(start, end)] == [start for start, _ in apart]
+    assert all(end - start <= most for start, end in found)
+    assert all(end != start or stop - begin + end - start > most for (begin, stop), (start, end) in pairwise(found) if stop == start)
 
 
 def rounds_over(monkeypatch, tmp_path, pid, *written):
@@ -76,7 +87,7 @@ def rounds_over(monkeypatch, tmp_path, pid, *written):
         monkeypatch.setattr(live, "scan_written", lambda _, *, protect, ranges=ranges: list(ranges) if protect else [])
         folder = tmp_path / str(number)
         folder.mkdir()
-        taker.take(folder, [pid], lambda: None)
+        taker.take(folder, [pid], Alike(), lambda: None)
         folders.append(folder)
     return folders
 
@@ -134,7 +145,7 @@ def test_what_tasks_share_is_taken_of_the_first_and_what_only_another_has_of_tha
         other = subprocess.Popen((sys.executable, "-c", program), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert other.stdout.readline() == "there\n"
         monkeypatch.setattr(live, "scan_written", lambda *_, **__: [])
-        LiveRounds().take(tmp_path, [os.getpid(), os.getpid(), other.pid], lambda: None)
+        LiveRounds().take(tmp_path, [os.getpid(), os.getpid(), other.pid], Alike(), lambda: None)
         other.communicate()
         found = (tmp_path / SHARED).read_bytes()
         assert found.count(memory[:]) == 1

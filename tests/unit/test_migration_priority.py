@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 
 import pytest
 
@@ -171,9 +172,10 @@ def test_a_wait_under_way_does_not_undo_the_decision_that_nobody_waits(monkeypat
     assert give_way.left_s == 0.0
 
 
-def test_one_look_without_a_queue_is_enough_to_wait_for_a_guest(monkeypatch: pytest.MonkeyPatch):
-    looks = iter([True] * 12 + [False] * 3 + [True] * 20)
-    monkeypatch.setattr(priority, "_wants_to_run", lambda _: next(looks))
+@pytest.mark.parametrize("without", range(7))
+def test_a_guest_without_a_queue_at_one_look_is_waited_for(monkeypatch: pytest.MonkeyPatch, without: int):
+    looks = count()
+    monkeypatch.setattr(priority, "_EVERY_S", 0.001)
+    monkeypatch.setattr(priority, "_wants_to_run", lambda _: next(looks) != without)
     monkeypatch.setattr(priority, "_QUEUED", 0.5)
-    assert judged([1], 1.0, time.monotonic) == (10.0, False)
-    assert next(looks) is False  # the look that decided was the first of the three
+    assert judged([1], 1.0, time.monotonic) == (10.0 if without < 6 else 0.0, False)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from emulab.migration.images import FolderReceiver, FolderSender, send_folder
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.page_sender import PageSender
-from emulab.migration.pages import CHUNK_PAGES, PAGE
+from emulab.migration.pages import CHUNK_PAGES, DISTINCT, PAGE
 from emulab.migration.versions import LEAST_PAGES, NONE, Versions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from wire import Wire
+from wire import Wire, arrived
 
 PARENT, PRESENT = 1, 4
 BASE = 0x7F0000000000
@@ -55,7 +55,7 @@ class Move:
     def __init__(self, base):
         self.there, self.here = base / "there", base / "here"
         self.here.mkdir(parents=True)
-        self.sender, self.pages, self.wire = PageSender(), PageReceiver(), Wire()
+        self.sender, self.pages, self.wire = PageSender(), PageReceiver(self.here / DISTINCT), Wire()
         self.receiver = FolderReceiver(self.here, self.pages)
 
     def round(self, name):
@@ -63,8 +63,9 @@ class Move:
         before = self.wire.bytes_out
         send_folder(self.wire, self.there / name, self.sender)
         assert self.wire.deliver(self.receiver) is True
+        found = arrived(self.here / name, self.here / DISTINCT)
         for path in (self.there / name).iterdir():
-            assert (self.here / name / path.name).read_bytes() == path.read_bytes()
+            assert found[path.name] == path.read_bytes()
         return self.wire.bytes_out - before
 
 

@@ -10,8 +10,8 @@
  * mappings is asked ahead by a second thread (prefetch.c); the connection tracking table of a network namespace that
  * tracks nothing is empty (the kernel would search the whole machine's: 13 ms each time, twice in every final dump).
  *
- * At a restore: pages that CRIU reads one by one, to compare them with those of the parent task, are read in runs, and
- * mappings are made in their final place (premap.c).
+ * At a restore: pages files are put together from distinct pages (pages.c), and mappings are made in their final place
+ * (premap.c).
  *
  * EMULAB_SHIM_STOCK=1  none of the latter: only what stands in for a missing kernel feature. For comparisons.
  * EMULAB_SHIM_GATE=FD  the program is loaded but does nothing before a byte comes; at the end of the pipe it ends.
@@ -53,15 +53,6 @@ struct pm_scan_arg_ {
 static int stand_in, final_dump, stock;
 static int untracked = -1; /* a socket on the connection tracking of a namespace that tracks nothing */
 
-#define RUN (16 * 4096)
-static struct { /* pages read in a run (pread64 below) */
-	int fd;
-	off_t next;  /* where a sequential reader goes on */
-	off_t start;
-	ssize_t length;
-	char data[RUN];
-} ahead = { .fd = -1 };
-
 /* So that CRIU is started and loaded before the freeze, and begins at once when it is wanted. */
 static void wait_at_gate(void)
 {
@@ -85,8 +76,10 @@ __attribute__((constructor)) static void init(void)
 	stand_in = getenv("EMULAB_SHIM_WP") != NULL;
 	final_dump = getenv("EMULAB_SHIM_FINAL") != NULL;
 	stock = getenv("EMULAB_SHIM_STOCK") != NULL;
-	if (!stock)
+	if (!stock) {
 		premap_load();
+		pages_load();
+	}
 }
 
 static int raw_ioctl(int fd, unsigned long request, void *arg)
@@ -282,8 +275,10 @@ int openat64(int dir, const char *path, int flags, ...)
 	if (!stock && prefetch_openat(dir, path, flags, &fd))
 		return fd;
 	fd = syscall(SYS_openat, dir, path, flags, mode);
-	if (!stock)
+	if (!stock) {
 		prefetch_opened(fd, dir, path);
+		pages_opened(fd, dir, path);
+	}
 	return fd;
 }
 
@@ -300,8 +295,8 @@ int close(int fd)
 	prefetch_forget(fd);
 	if (fd == untracked)
 		untracked = -1;
-	if (fd == ahead.fd)
-		ahead.fd = -1;
+	if (fd >= 0)
+		pages_forget(fd);
 	return syscall(SYS_close, fd);
 }
 
@@ -343,30 +338,4 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 	if (fd >= 0 && fd == untracked)
 		return 0; /* the end of the answer */
 	return syscall(SYS_recvmsg, fd, message, flags);
-}
-
-/*
- * Restore compares each page of a task with its parent's, one pread() of a page after another: 1 000 for a web worker.
- * Image files do not change meanwhile, so a run of them is read at once.
- */
-
-ssize_t pread64(int fd, void *data, size_t size, off_t at)
-{
-	struct stat status;
-	int sequential = !stock && size == 4096 && fd == ahead.fd && at == ahead.next;
-	if (!stock && size == 4096 && fd != ahead.fd && !syscall(SYS_fstat, fd, &status) && S_ISREG(status.st_mode)) {
-		ahead.fd = fd;
-		ahead.length = 0;
-	}
-	if (fd == ahead.fd)
-		ahead.next = at + size;
-	if (sequential && (at < ahead.start || at + (off_t)size > ahead.start + ahead.length)) {
-		ahead.length = syscall(SYS_pread64, fd, ahead.data, RUN, at);
-		ahead.start = at;
-	}
-	if (sequential && at + (off_t)size <= ahead.start + ahead.length) {
-		memcpy(data, ahead.data + (at - ahead.start), size);
-		return size;
-	}
-	return syscall(SYS_pread64, fd, data, size, at);
 }

@@ -15,4 +15,9 @@ void prefetch_forget(int fd);
 /* premap.c */
 void premap_load(void);
 
+/* pages.c */
+void pages_load(void);
+void pages_opened(int fd, int dir, const char *path);
+void pages_forget(int fd);
+
 #endif

@@ -6,13 +6,14 @@
  * closing them takes all protection off, so a killed tracker leaves nothing behind in the guest.
  *
  * Each new task is stopped for the time of two system calls that it is made to run: userfaultfd() and close(). The
- * descriptor is taken out in between with pidfd_getfd(). No memory of the task is written: the calls run from a
+ * descriptor is taken out in between with pidfd_getfd(). Those named together are stopped at the same time. No memory of the task is written: the calls run from a
  * `syscall` instruction that already exists in its vDSO.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -84,79 +85,110 @@ static unsigned long find_syscall(int pid)
 	return 0;
 }
 
-static int wait_stop(int pid, int *status)
-{
-	for (;;) {
-		if (waitpid(pid, status, __WALL) < 0) {
-			if (errno == EINTR)
-				continue;
-			return -1;
-		}
-		if (WIFSTOPPED(*status))
-			return 0;
-		return -1; /* it exited */
-	}
-}
-
-/* Run one system call in a stopped task. Signals that arrive meanwhile are queued again by the kernel when passed on. */
-static long remote_syscall(int pid, const struct user_regs_struct *saved, unsigned long insn, long nr, long a, int *pending)
-{
-	struct user_regs_struct regs = *saved;
-	int status;
-	regs.rip = insn;
-	regs.rax = nr;
-	regs.orig_rax = -1;
-	regs.rdi = a;
-	if (ptrace(PTRACE_SETREGS, pid, 0, &regs))
-		return -errno;
-	for (int tries = 0; tries < 16; tries++) {
-		if (ptrace(PTRACE_SINGLESTEP, pid, 0, 0) || wait_stop(pid, &status))
-			return -ESRCH;
-		int sig = WSTOPSIG(status);
-		if (ptrace(PTRACE_GETREGS, pid, 0, &regs))
-			return -errno;
-		if (sig == SIGTRAP && (status >> 16) == 0 && regs.rip != insn)
-			return (long)regs.rax;
-		if (sig != SIGTRAP && (status >> 16) == 0)
-			*pending = sig;
-	}
-	return -EINTR;
-}
-
-static int open_uffd(int pid)
-{
+/*
+ * A task that is about to get its descriptor. Each stop is waited for together with those of others: on a busy guest a task
+ * reaches it only when its turn comes, some 50 ms later for each of them.
+ */
+enum step { STOPPING, OPENING, CLOSING, DONE };
+struct newcomer {
+	int pid;
+	unsigned long long started;
+	enum step step;
+	unsigned long insn;
 	struct user_regs_struct saved;
-	int status, uffd = -1, pending = 0;
-	unsigned long insn = find_syscall(pid);
-	if (!insn)
+	int uffd, pending, tries;
+};
+
+static int attach(struct newcomer *task)
+{
+	task->insn = find_syscall(task->pid);
+	if (!task->insn || ptrace(PTRACE_SEIZE, task->pid, 0, 0))
 		return -1;
-	if (ptrace(PTRACE_SEIZE, pid, 0, 0))
-		return -1;
-	if (ptrace(PTRACE_INTERRUPT, pid, 0, 0) || wait_stop(pid, &status))
-		return -1;
-	if ((status >> 16) == 0 && WSTOPSIG(status) != SIGTRAP)
-		pending = WSTOPSIG(status); /* stopped by a signal instead: hand it on at the end */
-	if (!ptrace(PTRACE_GETREGS, pid, 0, &saved)) {
-		long remote = remote_syscall(pid, &saved, insn, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY, &pending);
-		if (remote >= 0) {
-			int pidfd = syscall(SYS_pidfd_open, pid, 0);
-			if (pidfd >= 0) {
-				uffd = syscall(SYS_pidfd_getfd, pidfd, (int)remote, 0);
-				close(pidfd);
-			}
-			remote_syscall(pid, &saved, insn, SYS_close, remote, &pending);
+	return ptrace(PTRACE_INTERRUPT, task->pid, 0, 0);
+}
+
+/* Let a stopped task run one system call. */
+static int call(struct newcomer *task, long number, long argument)
+{
+	struct user_regs_struct regs = task->saved;
+	regs.rip = task->insn;
+	regs.rax = number;
+	regs.orig_rax = -1;
+	regs.rdi = argument;
+	task->tries = 0;
+	return ptrace(PTRACE_SETREGS, task->pid, 0, &regs) || ptrace(PTRACE_SINGLESTEP, task->pid, 0, 0) ? -1 : 0;
+}
+
+static void take_out(struct newcomer *task, int remote)
+{
+	int pidfd = syscall(SYS_pidfd_open, task->pid, 0);
+	if (pidfd < 0)
+		return;
+	task->uffd = syscall(SYS_pidfd_getfd, pidfd, remote, 0);
+	close(pidfd);
+}
+
+static void let_go(struct newcomer *task)
+{
+	if (task->step != STOPPING)
+		ptrace(PTRACE_SETREGS, task->pid, 0, &task->saved);
+	ptrace(PTRACE_DETACH, task->pid, 0, task->pending);
+	task->step = DONE;
+}
+
+/* A task has stopped. Signals that arrive meanwhile are queued again by the kernel when passed on. */
+static void go_on(struct newcomer *task, int status)
+{
+	struct user_regs_struct regs;
+	int signal = WSTOPSIG(status), is_signal = (status >> 16) == 0 && signal != SIGTRAP;
+	if (is_signal)
+		task->pending = signal; /* stopped by it instead: handed on at the end */
+	if (ptrace(PTRACE_GETREGS, task->pid, 0, &regs))
+		return let_go(task);
+	if (task->step == STOPPING) {
+		task->saved = regs;
+		task->step = OPENING;
+		if (call(task, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY))
+			let_go(task);
+		return;
+	}
+	if (signal != SIGTRAP || (status >> 16) != 0 || regs.rip == task->insn) { /* not there yet */
+		if (++task->tries == 16 || ptrace(PTRACE_SINGLESTEP, task->pid, 0, 0))
+			let_go(task);
+		return;
+	}
+	if (task->step == CLOSING || (long)regs.rax < 0)
+		return let_go(task);
+	take_out(task, regs.rax);
+	task->step = CLOSING;
+	if (call(task, SYS_close, regs.rax))
+		let_go(task);
+}
+
+static void open_all(struct newcomer *all, int count)
+{
+	int open = 0, status, pid;
+	for (int i = 0; i < count; i++) {
+		all[i].step = attach(&all[i]) ? DONE : STOPPING;
+		open += all[i].step == STOPPING;
+	}
+	while (open && ((pid = waitpid(-1, &status, __WALL)) > 0 || errno == EINTR))
+		for (int i = 0; i < count && pid > 0; i++) {
+			if (all[i].pid != pid || all[i].step == DONE)
+				continue;
+			if (WIFSTOPPED(status))
+				go_on(&all[i], status);
+			else /* it exited */
+				all[i].step = DONE;
+			open -= all[i].step == DONE;
 		}
-		ptrace(PTRACE_SETREGS, pid, 0, &saved);
+	for (int i = 0; i < count; i++) {
+		struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED };
+		if (all[i].uffd >= 0 && ioctl(all[i].uffd, UFFDIO_API, &api)) {
+			close(all[i].uffd);
+			all[i].uffd = -1;
+		}
 	}
-	ptrace(PTRACE_DETACH, pid, 0, pending);
-	if (uffd < 0)
-		return -1;
-	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED };
-	if (ioctl(uffd, UFFDIO_API, &api)) {
-		close(uffd);
-		return -1;
-	}
-	return uffd;
 }
 
 struct range {
@@ -215,10 +247,23 @@ static struct task *find(int pid)
 	return NULL;
 }
 
+static void add(const struct newcomer *newcomer)
+{
+	if (task_count == task_room) {
+		task_room = task_room ? 2 * task_room : 64;
+		tasks = realloc(tasks, task_room * sizeof *tasks);
+		if (!tasks)
+			exit(1);
+	}
+	tasks[task_count++] = (struct task){ .pid = newcomer->pid, .uffd = newcomer->uffd, .started = newcomer->started };
+}
+
 /* Returns how many could not be covered. */
 static int cover(char *pids)
 {
-	int failed = 0;
+	static struct newcomer *all;
+	static int room;
+	int failed = 0, count = 0;
 	for (char *word = strtok(pids, " \n"); word; word = strtok(NULL, " \n")) {
 		int pid = atoi(word);
 		unsigned long long started = start_time(pid);
@@ -228,22 +273,26 @@ static int cover(char *pids)
 			*task = tasks[--task_count];
 			task = NULL;
 		}
-		if (!task) {
-			int uffd = open_uffd(pid);
-			if (uffd < 0) {
-				failed++;
-				continue;
-			}
-			if (task_count == task_room) {
-				task_room = task_room ? 2 * task_room : 64;
-				tasks = realloc(tasks, task_room * sizeof *tasks);
-				if (!tasks)
-					exit(1);
-			}
-			task = &tasks[task_count++];
-			*task = (struct task){ .pid = pid, .uffd = uffd, .started = started };
+		if (task) {
+			register_mappings(task);
+			continue;
 		}
-		register_mappings(task);
+		if (count == room) {
+			room = room ? 2 * room : 64;
+			all = realloc(all, room * sizeof *all);
+			if (!all)
+				exit(1);
+		}
+		all[count++] = (struct newcomer){ .pid = pid, .started = started, .uffd = -1 };
+	}
+	open_all(all, count);
+	for (int i = 0; i < count; i++) {
+		if (all[i].uffd < 0) {
+			failed++;
+			continue;
+		}
+		add(&all[i]);
+		register_mappings(&tasks[task_count - 1]);
 	}
 	return failed;
 }
