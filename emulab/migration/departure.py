@@ -190,11 +190,11 @@ class Departure:
     def freeze(self) -> None:
         """The blackout begins: every task stops, frames for the guest are steered to the destination and held there."""
         self.control.check()
-        self.give_way.end()
         store.ask(self.peer, self.sender)  # not inside the freeze
         if self._layer_copied:
             self.report.layer_bytes += self.layer_pass()
             self.find_watched()
+        self.give_way.end()
         self._prepare_dump()
         freeze.bring_to_rest(self)
 
@@ -229,7 +229,7 @@ class Departure:
         self.one_cpu = OneCpu(self.guest.cgroup.pids(), self.dump.pid, self.key)
         self.reserve.give_back()
         self.dump.begin()
-        self.stream = FolderSender(self.peer, images, self.sender)
+        self.stream = FolderSender(self.peer, images, self.sender, eager=True)
         with self._looking_at_layer():
             try:
                 self.dump.wait_until_dumped(self.left(), meanwhile=self.stream.poll, check=self.control.check)

@@ -56,7 +56,10 @@ class Arrival:
         self._layer = LayerReceiver(self.guest.rootfs.upper)
         self._images = FolderReceiver(self._folder, self._pages)
         self._give_way = GiveWay(PATIENCE_S, stay_behind=True)
-        self._reserve = Reserve(behind_guests)  # for the images of the final dump, and for the guest
+        self._waits = False  # whether the source says that its guest is one to wait for
+        self._reserve = Reserve(
+            lambda: self._give_way() if self._waits else behind_guests()
+        )  # for the images of the final dump, and for the guest
         self._guest_bytes = 0
         self._hold: FrameHold | None = None
         self._hold_since = 0.0
@@ -120,7 +123,8 @@ class Arrival:
             self._peer.send("ok")
 
     def _image_message(self, message: Incoming) -> None:
-        if message.fields.get("waits"):  # for the guest, as its source does
+        self._waits = bool(message.fields.get("waits", self._waits))
+        if self._waits:  # for the guest, as its source does
             self._give_way()
         if self._images.handle(message):
             self._peer.send("ok")
@@ -147,6 +151,7 @@ class Arrival:
 
     def _make_room(self, message: Incoming) -> None:
         images, guest = (max(0, int(message.fields[name])) for name in ("images", "guest"))
+        self._waits = bool(message.fields["waits"])
         self._guest_bytes = min(guest, self.spec.memory_bytes)
         self._reserve.want(min(images, self.spec.memory_bytes) + self._guest_bytes)
 

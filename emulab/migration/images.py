@@ -57,18 +57,28 @@ class FolderSender:
     """Sends the images of one folder, from the moment it is made: what CRIU has written so far, until ``finish`` says that it is done.
 
     The connection belongs to it until ``finish`` or ``close`` has returned. ``give_way`` is called by its threads
-    between chunks. ``alike``: stretches of the pages files that are left as holes, because the same pages are elsewhere.
+    every millisecond or so. ``alike``: stretches of the pages files that are left as holes, because the same pages are elsewhere.
+    ``eager``: other files, too, are sent before the end.
     """
 
     def __init__(
-        self, peer: Peer, folder: Path, sender: PageSender, *, give_way: GiveWay | None = None, alike: Alike | None = None
+        self,
+        peer: Peer,
+        folder: Path,
+        sender: PageSender,
+        *,
+        give_way: GiveWay | None = None,
+        alike: Alike | None = None,
+        eager: bool = False,
     ) -> None:
         self._peer = peer
         self._alike = alike or Alike()
+        self._eager = eager
         self._give_way = give_way or GiveWay(0.0)
         self._folder = folder
         self._sender = sender
         self._sent: dict[str, int] = {}  # pages of each pages file
+        self._growing: set[str] = set()  # pages files that more is expected of
         self._parts: list[Part] = []  # of the chunk that is being gathered
         self._data: list[bytes] = []
         self._gathered = self._read_pages = 0  # pages of ``_parts``, and of ``_data``
@@ -131,7 +141,7 @@ class FolderSender:
                     self._hand_over()
                 if complete or moved >= CHUNK_PAGES:
                     continue
-                if not moved:
+                if self._eager and not moved:
                     for message in self._other_files(complete=False):
                         self._put(message)
                 self._complete.wait(_LOOK_EVERY_S)
@@ -141,29 +151,37 @@ class FolderSender:
     def _gather(self, *, complete: bool) -> int:
         """Take what the pages files have grown by; returns how many pages that was."""
         moved = 0
-        names = sorted((name for name in os.listdir(self._folder) if _is_pages(name)), key=lambda name: (len(name), name))  # noqa: PTH208
-        for name in names:
-            path = self._folder / name
-            first = self._sent.get(name)
-            pages = path.stat().st_size // PAGE
-            if first is None:
-                self._sent[name] = first = 0
-                if not pages:
-                    self._parts.append(Part(name, 0, 0))
-            if pages < first:
-                raise EmulabError(f"{name} became shorter while it was sent")
-            if not complete:
-                pages = max(first, self._sender.versions.ready(name, pages))
-            if pages > first:
-                with path.open("rb", buffering=0) as file:
-                    while self._sent[name] < pages and not self._stopped.is_set():
-                        taken = self._take(name, file, pages)
-                        moved += taken
-                        if not taken:
-                            if complete:
-                                raise EmulabError(f"pages of {name} are like others that never came")
-                            break
+        with os.scandir(self._folder) as found:
+            files = {entry.name: entry for entry in found if _is_pages(entry.name)}
+        names = sorted(files, key=lambda name: (len(name), name))
+        # Files are written one after the other; whether one of those before the last two has grown after all, the last look tells.
+        worth = names if complete else [name for name in names if name in self._growing or name not in self._sent or name in names[-2:]]
+        for name in worth:
+            self._give_way()
+            moved += self._gather_from(name, files[name].stat().st_size // PAGE, complete=complete)
         return moved
+
+    def _gather_from(self, name: str, pages: int, *, complete: bool) -> int:
+        first = self._sent.get(name)
+        if first is None:
+            self._sent[name] = first = 0
+            if not pages:
+                self._parts.append(Part(name, 0, 0))
+        if pages < first:
+            raise EmulabError(f"{name} became shorter while it was sent")
+        until = pages if complete else max(first, self._sender.versions.ready(name, pages))
+        if until > first:
+            with (self._folder / name).open("rb", buffering=0) as file:
+                while self._sent[name] < until and not self._stopped.is_set():
+                    if not self._take(name, file, until):
+                        if complete:
+                            raise EmulabError(f"pages of {name} are like others that never came")
+                        break
+        if self._sent[name] < pages:
+            self._growing.add(name)
+        else:
+            self._growing.discard(name)
+        return self._sent[name] - first
 
     def _take(self, name: str, file: FileIO, pages: int) -> int:
         """Take some of a file's first ``pages``; returns how many: 0 if the next ones are like others that have not been taken yet."""
@@ -198,6 +216,7 @@ class FolderSender:
             self._parts.append(part)
 
     def _hand_over(self) -> None:
+        self._give_way()
         chunk = self._sender.chunk(self._folder, self._parts, b"".join(self._data), self._give_way)
         self._parts, self._data = [], []
         self._gathered = self._read_pages = 0
@@ -243,6 +262,7 @@ class FolderSender:
         names: list[tuple[str, int, int]] = []
         content = bytearray()
         for path in sorted(self._folder.iterdir()):
+            self._give_way()
             if path.name in _LOCAL or path.suffix == ".log" or (not complete and _is_pages(path.name)):
                 continue
             try:

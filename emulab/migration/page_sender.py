@@ -124,6 +124,7 @@ class PageSender:
                     at += (1 + len(same)) * PAGE
                 self._holds[file] += b"\1" * part.count
                 self.versions.sent(part.name, numbers[start:])
+        give_way()
         told.update(little_endian(refs))
         self.pages += len(refs)
         self.zero_pages += refs.count(ZERO_REF)

@@ -20,7 +20,7 @@ from emulab.migration.live import LiveRounds
 from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
 from emulab.migration.progress import Progress
-from emulab.migration.rounds import Round, StopRule
+from emulab.migration.rounds import Round, StopRule, is_hot
 from emulab.migration.same_frame import Alike
 from emulab.migration.strategies import STRATEGIES
 from emulab.migration.throttle import Throttle
@@ -60,7 +60,8 @@ class PreCopyRounds:
             waited = self._give_way.waits
             if last.dirty_pages > _TOO_MANY * last.pages:
                 self._give_way.hurry()  # the guest may write as fast as who waits for it copies
-            if not decision.stop or (decision.diverging and waited and len(rounds) < leaving.options.max_rounds):
+            # A round that waited is long: a quicker one may converge.
+            if not decision.stop or (decision.diverging and waited and not is_hot(rounds) and len(rounds) < leaving.options.max_rounds):
                 continue
             if decision.diverging and leaving.options.auto_converge and self._tighten(decision.reason):
                 continue
@@ -77,7 +78,8 @@ class PreCopyRounds:
         found = self._found
         images = (found.shared_pages + (0 if STRATEGIES[self._leaving.options.strategy].pages_follow else pages)) * PAGE
         self._leaving.reserve.want(images)
-        self._leaving.peer.send("make-room", images=images, guest=(found.distinct_pages + found.shared_pages) * PAGE)
+        guest = (found.distinct_pages + found.shared_pages) * PAGE
+        self._leaving.peer.send("make-room", images=images, guest=guest, waits=self._give_way.waits)
 
     def _tighten(self, reason: str) -> bool:
         """Withhold more CPU from the guest; False if there is nothing left to withhold."""
@@ -123,7 +125,7 @@ class PreCopyRounds:
         pages, mappings = pages_in(images), count_mappings(self._give_way.between(tasks))
         # What the guest writes again will hardly be repeats of other pages: of the first round, only distinct pages count.
         fresh = pages if number > 1 else leaving.sender.sent_pages - distinct
-        self._learn_wire(pages, fresh, image_bytes, sent_s)
+        self._learn_wire(fresh, image_bytes, sent_s)
         leaving.machine.saw_round(frozen_s=frozen_s, tasks=len(tasks), mappings=mappings, pages=pages)
         dirty = self._dirty.count(self._give_way.between(guest.cgroup.pids()))
         ended = clock.now()
@@ -163,14 +165,13 @@ class PreCopyRounds:
         if self._leaving.stream:
             self._leaving.stream.poll()
 
-    def _learn_wire(self, pages: int, fresh: int, sent_bytes: int, sent_s: float) -> None:
-        """What a page costs on the wire and in time, from a round that sent enough of them."""
+    def _learn_wire(self, fresh: int, sent_bytes: int, sent_s: float) -> None:
+        """What a page costs on the wire and in time, from a round that sent enough of them. One that waits for guests tells no time."""
         wire = self._leaving.wire
         ratio, page_s = wire.ratio, wire.page_s
         if fresh >= _FEW_PAGES:
             ratio = min(1.1, max(0.01, sent_bytes / (fresh * PAGE)))
-        if pages >= _FEW_PAGES:
-            page_s = sent_s / pages
+            page_s = page_s if self._give_way.waits else sent_s / fresh
         self._leaving.wire = Wire(self._leaving.rate(), ratio, page_s)
 
     def _pre_dump(self, images: Path) -> tuple[float, float]:

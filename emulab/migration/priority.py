@@ -18,7 +18,7 @@ PATIENCE_S = 60.0
 _LONGEST_S = 0.015
 _LOOK_S = 0.001
 _PIECE_S = 0.001
-_EVERY_S, _LOOKS = 0.04, 6
+_EVERY_S, _FEW_LOOKS, _LOOKS = 0.04, 4, 20
 _IDLE = 0.02  # of one CPU
 _QUEUED = 3.0  # tasks that want to run for each virtual CPU: more is a guest that has no time to give
 
@@ -73,17 +73,20 @@ class GiveWay:
         threading.Thread(target=self.judge, args=(pids, vcpus, cpu_s), name="manners", daemon=True).start()
 
     def judge(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
-        """Find out in 0.24 s whether this guest is one to wait for. ``cpu_s``: CPU time that it has used so far.
+        """Find out in 0.2 to 0.8 s whether this guest is one to wait for. ``cpu_s``: CPU time that it has used so far.
 
-        One whose tasks queue up for its CPUs is not: it would starve what copies, and make each round longer in which it writes anew (128
-        saturated web workers took 22 instead of 10 s to move). Nor is one that does nothing. Of 64 web workers 60 want to run at every look
-        if they are saturated, at 70 % of their capacity hardly ever more than two.
+        One whose tasks queue up for its CPUs at every look is not: it would starve what copies, and make each round longer in which it
+        writes anew (128 saturated web workers took 22 instead of 10 s to move). Nor is one that does nothing. Of 64 saturated web workers
+        60 want to run at every look, at 70 % of their capacity seldom more than two; but the beginning of a migration alone can make them
+        queue up for 0.3 s.
         """
-        since, used, queued = clock.now(), cpu_s(), 0
-        for _ in range(_LOOKS):
+        since, used, queues = clock.now(), cpu_s(), True
+        for look in range(1, _LOOKS + 1):
             time.sleep(_EVERY_S)
-            queued += sum(map(_wants_to_run, pids)) > _QUEUED * vcpus
-        if queued == _LOOKS:
+            queues = queues and sum(map(_wants_to_run, pids)) > _QUEUED * vcpus
+            if look >= _FEW_LOOKS and not queues:
+                break
+        if queues:
             self.hurry()
         elif cpu_s() - used < _IDLE * (clock.now() - since):
             with self._decides:  # the guest may stand still already, and then nobody is to be behind anybody

@@ -118,7 +118,7 @@ def sent_files(wire):
 def test_files_of_finished_tasks_travel_early_and_once(there, here, receiver):
     fill(there, core_1=b"core", mm_1=b"mappings", empty=b"", large=os.urandom(300_000))
     wire = Wire()
-    stream = FolderSender(wire, there, PageSender())
+    stream = FolderSender(wire, there, PageSender(), eager=True)
     wait_until(lambda: sent_files(wire) == [["core-1.img", "mm-1.img"]], timeout_s=10.0)
     fill(there, core_2=b"another")
     stream.finish()
@@ -130,7 +130,7 @@ def test_files_of_finished_tasks_travel_early_and_once(there, here, receiver):
 def test_a_file_that_changes_after_it_was_sent_is_sent_again(there, here, receiver):
     fill(there, files=b"the first of them", core_1=b"core")
     wire = Wire()
-    stream = FolderSender(wire, there, PageSender())
+    stream = FolderSender(wire, there, PageSender(), eager=True)
     wait_until(lambda: sent_files(wire) == [["core-1.img", "files.img"]], timeout_s=10.0)
     fill(there, files=b"fewer")  # as large would do, too: its time tells
     stream.finish()
@@ -142,7 +142,7 @@ def test_a_file_that_changes_after_it_was_sent_is_sent_again(there, here, receiv
 def test_a_file_that_is_removed_after_it_was_sent_is_an_error(there):
     fill(there, core_1=b"core")
     wire = Wire()
-    stream = FolderSender(wire, there, PageSender())
+    stream = FolderSender(wire, there, PageSender(), eager=True)
     wait_until(lambda: sent_files(wire), timeout_s=10.0)
     (there / "core-1.img").unlink()
     with pytest.raises(EmulabError, match="removed after"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from emulab.migration.predict import Prediction
-from emulab.migration.rounds import THROTTLED_ROUNDS, Round, StopRule
+from emulab.migration.rounds import THROTTLED_ROUNDS, Round, StopRule, is_hot
 
 RULE = StopRule(budget_s=0.3, max_rounds=8)
 
@@ -67,3 +67,17 @@ def test_the_budget_is_asked_before_anything_else():
 def test_rounds_asked_for_are_made_whatever_the_prediction(rounds):
     decision = replace(RULE, min_rounds=3).decide([one(100, 100)] * rounds, blackout(0.01))
     assert not decision.stop
+
+
+@pytest.mark.parametrize(
+    ("lasted", "dirty", "hot"),
+    [
+        ((9.0, 3.0), (11_000, 10_900), True),
+        ((9.0, 3.0), (11_000, 4_000), False),
+        ((3.0, 3.0), (11_000, 10_900), False),
+        ((3.0,), (9,), False),
+    ],
+)
+def test_a_guest_that_writes_the_same_pages_again_and_again_leaves_as_many_after_a_shorter_round(lasted, dirty, hot):
+    rounds = [replace(one(80_000, pages), duration_s=seconds) for seconds, pages in zip(lasted, dirty, strict=True)]
+    assert is_hot(rounds) is hot
