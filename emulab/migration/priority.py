@@ -18,7 +18,7 @@ PATIENCE_S = 60.0
 _LONGEST_S = 0.015
 _LOOK_S = 0.001
 _PIECE_S = 0.001
-_EVERY_S, _FEW_LOOKS, _LOOKS = 0.04, 4, 20
+_EVERY_S, _FEW_LOOKS, _SOME_LOOKS, _LOOKS = 0.04, 4, 8, 20
 _IDLE = 0.02  # of one CPU
 _QUEUED = 3.0  # tasks that want to run for each virtual CPU: more is a guest that has no time to give
 
@@ -77,14 +77,16 @@ class GiveWay:
 
         One whose tasks queue up for its CPUs at every look is not: it would starve what copies, and make each round longer in which it
         writes anew (128 saturated web workers took 22 instead of 10 s to move). Nor is one that does nothing. Of 64 saturated web workers
-        60 want to run at every look, at 70 % of their capacity seldom more than two; but the beginning of a migration alone can make them
-        queue up for 0.3 s.
+        60 want to run at every look, at 70 % of their capacity seldom more than two; but the beginning of a migration alone can make some
+        of them queue up for 0.3 s, so it takes 0.8 s if no more than half of all tasks do.
         """
-        since, used, queues = clock.now(), cpu_s(), True
+        since, used, queues, crowded = clock.now(), cpu_s(), True, True
         for look in range(1, _LOOKS + 1):
             time.sleep(_EVERY_S)
-            queues = queues and sum(map(_wants_to_run, pids)) > _QUEUED * vcpus
-            if look >= _FEW_LOOKS and not queues:
+            ready = sum(map(_wants_to_run, pids))
+            queues = queues and ready > _QUEUED * vcpus
+            crowded = queues and crowded and ready > len(pids) / 2
+            if (look >= _FEW_LOOKS and not queues) or (look >= _SOME_LOOKS and crowded):
                 break
         if queues:
             self.hurry()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 
 from emulab import clock
-from emulab.migration.channel import Meter, Pacer, on_wire
+from emulab.migration.channel import Meter, Pacer, _waited_for_cpu, on_wire
 
 
 @pytest.fixture
@@ -63,3 +66,23 @@ def test_a_rate_is_known_once_enough_was_sent():
 @pytest.mark.parametrize(("size", "records"), [(0, 0), (1, 1), (16384, 1), (16385, 2), (65536, 4)])
 def test_records_are_counted_as_they_cross(size, records):
     assert on_wire(size) == size + 29 * records
+
+
+def test_time_that_a_thread_waits_for_a_cpu_is_told_apart_from_time_that_it_sleeps():
+    before = _waited_for_cpu()
+    time.sleep(0.2)
+    assert _waited_for_cpu() - before < 0.1
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    spin = [subprocess.Popen((sys.executable, "-c", "while True: pass")) for _ in range(3)]
+    try:
+        time.sleep(0.2)
+        before, end = _waited_for_cpu(), time.monotonic() + 0.5
+        while time.monotonic() < end:
+            pass
+        assert _waited_for_cpu() - before > 0.2
+    finally:
+        os.sched_setaffinity(0, mine)
+        for process in spin:
+            process.kill()
+            process.wait()

@@ -172,10 +172,13 @@ def test_a_wait_under_way_does_not_undo_the_decision_that_nobody_waits(monkeypat
     assert give_way.left_s == 0.0
 
 
-@pytest.mark.parametrize("without", [0, 3, 12, 19, 20])
-def test_a_guest_without_a_queue_at_one_look_is_waited_for(monkeypatch: pytest.MonkeyPatch, without: int):
-    looks = count()
+@pytest.mark.parametrize(
+    ("tasks", "without", "waits"), [(1, 0, True), (1, 3, True), (1, 7, True), (1, 8, False), (4, 12, True), (4, 20, False)]
+)
+def test_a_guest_without_a_queue_at_one_look_is_waited_for(monkeypatch: pytest.MonkeyPatch, tasks: int, without: int, waits: bool):
+    """One task of ``tasks`` is ready at every look but one."""
+    asked = count()
     monkeypatch.setattr(priority, "_EVERY_S", 0.001)
-    monkeypatch.setattr(priority, "_wants_to_run", lambda _: next(looks) != without)
+    monkeypatch.setattr(priority, "_wants_to_run", lambda pid: pid == 1 and next(asked) != without)
     monkeypatch.setattr(priority, "_QUEUED", 0.5)
-    assert judged([1], 1.0, time.monotonic) == (10.0 if without < 20 else 0.0, False)
+    assert judged(list(range(1, tasks + 1)), 1.0, time.monotonic) == (10.0 if waits else 0.0, False)
