@@ -12,6 +12,7 @@ SHARED = (
     "--manage-cgroups=ignore", "--ext-mount-map", "auto", "--enable-external-masters", "--enable-external-sharing",
 )  # fmt: skip
 OUT = Path("/run/emulab/out-web-1")
+DISTINCT = Path("/run/emulab/in-web-1/distinct-pages")
 ROOT = "/var/lib/emulab/guests/web/root"
 FREEZER = "/sys/fs/cgroup/freezer/guest-web"
 
@@ -91,11 +92,13 @@ def test_only_the_final_dump_is_told_to_be_final():
 
 def test_the_restore_happens_inside_the_guests_cgroup():
     call = commands.restore(
-        images=OUT / "final", rootfs=ROOT, pidfile=OUT / "restored.pid", hook_socket="/run/r.sock", join_cgroup="echo $$ > /cg/cgroup.procs"
-    )
+        images=OUT / "final", rootfs=ROOT, pidfile=OUT / "restored.pid", hook_socket="/run/r.sock",
+        join_cgroup="echo $$ > /cg/cgroup.procs", distinct=DISTINCT,
+    )  # fmt: skip
     assert call.argv[:4] == ("sh", "-c", 'echo $$ > /cg/cgroup.procs; exec "$@"', "sh")
     assert call.argv[4:] == (
-        "env", "LD_PRELOAD=/usr/local/lib/emulab/shim.so", "EMULAB_SHIM_PREMAP=/run/emulab/out-web-1/final",
+        "env", "LD_PRELOAD=/usr/local/lib/emulab/shim.so", "EMULAB_SHIM_PAGES=/run/emulab/in-web-1/distinct-pages",
+        "EMULAB_SHIM_PREMAP=/run/emulab/out-web-1/final",
         "criu", "restore", "-D", "/run/emulab/out-web-1/final", "-o", "restore.log", "-v2", "-d", "--pidfile",
         "/run/emulab/out-web-1/restored.pid", *SHARED, "--root", ROOT, "--action-script", "/usr/local/lib/emulab/hook",
     )  # fmt: skip
@@ -104,16 +107,20 @@ def test_the_restore_happens_inside_the_guests_cgroup():
 
 def test_a_lazy_restore_places_nothing_in_advance():
     """CRIU registers what it fills later, and inherits nothing from parents."""
-    restored = commands.restore(images=OUT, rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", lazy=True).argv
+    restored = commands.restore(
+        images=OUT, rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", distinct=DISTINCT, lazy=True
+    ).argv
     assert "--lazy-pages" in restored
     assert not any(word.startswith("EMULAB_SHIM_PREMAP") for word in restored)
-    plain = commands.restore(images=OUT, rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", in_place=False).argv
+    plain = commands.restore(
+        images=OUT, rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", distinct=DISTINCT, in_place=False
+    ).argv
     assert not any(word.startswith("EMULAB_SHIM_PREMAP") for word in plain)
 
 
 def test_dump_and_restore_agree_on_how_the_guest_is_seen():
     """Mounts, network and locks must be treated alike on both sides, or a restore fails behind the commit's back."""
-    restored = commands.restore(images=OUT, rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":").argv
+    restored = commands.restore(images=OUT, rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", distinct=DISTINCT).argv
     for word in SHARED:
         assert word in dump().argv
         assert word in restored
@@ -137,6 +144,8 @@ def test_a_lazy_dump_leaves_pages_out_and_has_nobody_to_serve_them_to():
 
 
 def test_a_lazy_restore_hands_its_descriptors_over_in_the_image_folder():
-    call = commands.restore(images=OUT / "final", rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", lazy=True)
+    call = commands.restore(
+        images=OUT / "final", rootfs=ROOT, pidfile=OUT / "p", hook_socket="s", join_cgroup=":", distinct=DISTINCT, lazy=True
+    )
     at = call.argv.index("--lazy-pages")
     assert call.argv[at : at + 3] == ("--lazy-pages", "-W", "/run/emulab/out-web-1/final")
