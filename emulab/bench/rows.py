@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from emulab.analysis import units
-from emulab.bench.model import OURS, PRE_DUMP, STOP_AND_COPY, Line, Row, Sample, Spread, fit, percentile, spread, usable
+from emulab.bench.model import OURS, PRE_DUMP, STOP_AND_COPY, Line, Row, Sample, Spread, fit, spread, usable
 from emulab.node.calibrate import expected_goodput
 
 Value = Callable[[Sample], float | None]
@@ -175,30 +176,23 @@ def _response(samples: Sequence[Sample]) -> list[Row]:
     rows = []
     for setting in _settings(samples, "response"):
         ours = usable(samples, group="response", setting=setting, mover=OURS)
-        before = [value for one in ours for value in one["latencies_before"]]
-        during = [value for one in ours for value in one["latencies_rounds"]]
-        calm, busy = percentile(before, 0.99), percentile(during, 0.99)
-        each = [(one["p99_before_s"], one["p99_rounds_s"]) for one in ours if one["p99_before_s"] and one["p99_rounds_s"]]
-        if calm is None or busy is None or not each:
+        # Each migration beside what was just before it: one that begins with a queue, on a machine with neighbours, must not decide.
+        each = [one for one in ours if one["p99_before_s"] and one["p99_rounds_s"]]
+        before = spread((one["p99_before_s"] for one in each), "s")
+        during = spread((one["p99_rounds_s"] for one in each), "s")
+        if before is None or during is None:
             continue
-        ratio = busy / calm
+        ratio = statistics.median(one["p99_rounds_s"] / one["p99_before_s"] for one in each)
         rows.append(
             Row(
                 "slowdown of p99 during the rounds",
                 setting,
-                {"median": busy, "min": min(b for _, b in each), "max": max(b for _, b in each), "n": len(during), "unit": "s"},
-                {
-                    "median": calm,
-                    "min": min(a for a, _ in each),
-                    "max": max(a for a, _ in each),
-                    "n": len(before),
-                    "unit": "s",
-                    "method": "no migration",
-                },
+                during.__dict__,
+                {**before.__dict__, "method": "no migration"},
                 ratio,
                 f"≤ {SLOWDOWN_GOAL:g}x",
                 ratio <= SLOWDOWN_GOAL,
-                f"p99 of the pooled requests of {len(each)} migrations (least and greatest: of single ones)",
+                f"p99 of each of {len(each)} migrations, and just before it; the ratio is the median of theirs",
                 _phases(ours),
             )
         )

@@ -125,7 +125,7 @@ class PreCopyRounds:
         pages, mappings = pages_in(images), count_mappings(self._give_way.between(tasks))
         # What the guest writes again will hardly be repeats of other pages: of the first round, only distinct pages count.
         fresh = pages if number > 1 else leaving.sender.sent_pages - distinct
-        self._learn_wire(fresh, image_bytes, sent_s)
+        self._learn_wire(pages, fresh, image_bytes, sent_s)
         leaving.machine.saw_round(frozen_s=frozen_s, tasks=len(tasks), mappings=mappings, pages=pages)
         dirty = self._dirty.count(self._give_way.between(guest.cgroup.pids()))
         ended = clock.now()
@@ -165,13 +165,13 @@ class PreCopyRounds:
         if self._leaving.stream:
             self._leaving.stream.poll()
 
-    def _learn_wire(self, fresh: int, sent_bytes: int, sent_s: float) -> None:
+    def _learn_wire(self, pages: int, fresh: int, sent_bytes: int, sent_s: float) -> None:
         """What a page costs on the wire and in time, from a round that sent enough of them. One that waits for guests tells no time."""
         wire = self._leaving.wire
         ratio, page_s = wire.ratio, wire.page_s
         if fresh >= _FEW_PAGES:
             ratio = min(1.1, max(0.01, sent_bytes / (fresh * PAGE)))
-            page_s = page_s if self._give_way.waits else sent_s / fresh
+            page_s = page_s if self._give_way.waits else sent_s / pages
         self._leaving.wire = Wire(self._leaving.rate(), ratio, page_s)
 
     def _pre_dump(self, images: Path) -> tuple[float, float]:

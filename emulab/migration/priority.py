@@ -18,7 +18,7 @@ PATIENCE_S = 60.0
 _LONGEST_S = 0.015
 _LOOK_S = 0.001
 _PIECE_S = 0.001
-_EVERY_S, _FEW_LOOKS, _SOME_LOOKS, _LOOKS = 0.04, 4, 8, 20
+_EVERY_S, _FEW_LOOKS, _SOME_LOOKS, _LOOKS, _MOST_LOOKS = 0.04, 4, 8, 20, 14
 _IDLE = 0.02  # of one CPU
 _QUEUED = 3.0  # tasks that want to run for each virtual CPU: more is a guest that has no time to give
 
@@ -75,24 +75,26 @@ class GiveWay:
     def judge(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
         """Find out in 0.2 to 0.8 s whether this guest is one to wait for. ``cpu_s``: CPU time that it has used so far.
 
-        One whose tasks queue up for its CPUs at every look is not: it would starve what copies, and make each round longer in which it
+        One whose tasks queue up for its CPUs at most looks is not: it would starve what copies, and make each round longer in which it
         writes anew (128 saturated web workers took 22 instead of 10 s to move). Nor is one that does nothing. Of 64 saturated web workers
-        60 want to run at every look, at 70 % of their capacity seldom more than two; but the beginning of a migration alone can make some
-        of them queue up for 0.3 s, so it takes 0.8 s if no more than half of all tasks do.
+        60 want to run at nearly every look, at 70 % of their capacity seldom more than two; but the beginning of a migration alone can make
+        some of them queue up for 0.3 s, so it takes longer to find out if no more than half of all tasks do.
         """
-        since, used, queues, crowded = clock.now(), cpu_s(), True, True
+        since, used, queued, crowded = clock.now(), cpu_s(), 0, True
         for look in range(1, _LOOKS + 1):
             time.sleep(_EVERY_S)
             ready = sum(map(_wants_to_run, pids))
-            queues = queues and ready > _QUEUED * vcpus
-            crowded = queues and crowded and ready > len(pids) / 2
-            if (look >= _FEW_LOOKS and not queues) or (look >= _SOME_LOOKS and crowded):
-                break
-        if queues:
-            self.hurry()
-        elif cpu_s() - used < _IDLE * (clock.now() - since):
-            with self._decides:  # the guest may stand still already, and then nobody is to be behind anybody
-                self.left_s, self.stays_behind = 0.0, not self._ended
+            queued += ready > _QUEUED * vcpus
+            crowded = queued == look and crowded and ready > len(pids) / 2
+            if (crowded and look >= _SOME_LOOKS) or queued == _MOST_LOOKS:
+                return self.hurry()
+            if look >= _FEW_LOOKS and cpu_s() - used < _IDLE * (clock.now() - since):
+                with self._decides:  # the guest may stand still already, and then nobody is to be behind anybody
+                    self.left_s, self.stays_behind = 0.0, not self._ended
+                return None
+            if look - queued > _LOOKS - _MOST_LOOKS:
+                return None
+        return None
 
     def hurry(self) -> None:
         """Nobody waits any longer, not even a thread that will not call for a while."""

@@ -28,6 +28,7 @@ PAGE = 4096
 _ENTRY = 8
 _AT_ONCE = 512  # entries looked at
 _OPEN = 64  # tasks that others are like, kept at hand
+_MOST = 1 << 18  # frames remembered, a gigabyte of shared memory: some 50 MB
 # An entry of /proc/PID/pagemap (kernel's Documentation/admin-guide/mm/pagemap.rst).
 _FRAME = (1 << 55) - 1
 _ONLY_HERE, _PROTECTED, _FILE, _SWAPPED, _PRESENT = 1 << 56, 1 << 57, 1 << 61, 1 << 62, 1 << 63
@@ -106,6 +107,8 @@ class SameFrame:
 
     def took(self, address: int, count: int, page: int) -> None:
         """The pages from ``address`` on were read, and are in the file from page ``page`` on."""
+        if len(self._read) >= _MOST:
+            return
         task, first = len(self._names) - 1, (address - self._seen_at) // PAGE
         for at, entry in enumerate(self._seen[first : first + count]):
             if entry & _KIND == _MAY_BE_SHARED and entry & _FRAME:

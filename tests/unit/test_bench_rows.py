@@ -70,7 +70,7 @@ def test_failed_and_left_out_settings_have_rows_that_say_why_and_count_nowhere_e
     assert len(rows) == 2  # one point is no line
 
 
-def test_response_times_are_pooled_over_migrations_and_migrations_without_requests_do_no_harm():
+def test_response_times_are_compared_move_by_move_and_those_without_requests_or_with_a_queue_before_do_no_harm():
     def calls(before, rounds):
         times = {"latencies_before": before, "latencies_rounds": rounds, "stall_s": 0.42}
         return times | {"p99_before_s": percentile(before, 0.99), "p99_rounds_s": percentile(rounds, 0.99)}
@@ -78,9 +78,11 @@ def test_response_times_are_pooled_over_migrations_and_migrations_without_reques
     setting = "64 workers, 70% of capacity"
     nothing = moved("response", setting, OURS, 0, **calls([], [0.3]))
     assert [one.figure for one in all_rows([nothing])] == ["client stall - blackout"]
-    samples = [nothing, moved("response", setting, OURS, 1, **calls([0.1] * 50, [0.12] * 98 + [0.4]))]
+    samples = [nothing, *(moved("response", setting, OURS, n, **calls([0.1] * 50, [0.4] * 50)) for n in (1, 2))]
+    samples.append(moved("response", setting, OURS, 3, **calls([8.0] * 50, [0.4] * 50)))
     slowdown = row(all_rows(samples), "slowdown of p99 during the rounds")
-    assert (slowdown.ours["median"], slowdown.ours["n"], slowdown.baseline["median"]) == (0.3, 100, 0.1)
+    assert (slowdown.ours["median"], slowdown.ours["n"], slowdown.baseline["median"]) == (0.4, 3, 0.1)
+    assert slowdown.ratio == pytest.approx(4.0)
     assert slowdown.met is False
 
 
