@@ -12,8 +12,10 @@ import queue
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +222,9 @@ class FolderSender:
         chunk = self._sender.chunk(self._folder, self._parts, b"".join(self._data), self._give_way)
         self._parts, self._data = [], []
         self._gathered = self._read_pages = 0
-        parts = [(part.name, part.first, part.count) for part in _joined(chunk.parts)]
+        # The other side need not know which parts of a file are like others.
+        runs = (list(run) for _, run in groupby(chunk.parts, key=attrgetter("name")))
+        parts = [(run[0].name, run[0].first, sum(part.count for part in run)) for run in runs]
         payload = b"".join((chunk.digest, chunk.refs, chunk.content))
         self._put(("chunk", payload, {"parts": parts, "refs": len(chunk.refs), "form": chunk.kind, "waits": self._give_way.waits}))
 
@@ -290,20 +294,6 @@ class FolderSender:
                         names, content = [], bytearray()
         if names:
             yield names, bytes(content)
-
-
-def _joined(parts: Iterable[Part]) -> Iterator[Part]:
-    """Neighbours as one: the other side need not know which are like others."""
-    last: Part | None = None
-    for part in parts:
-        if last and last.name == part.name:
-            last = Part(last.name, last.first, last.count + part.count)
-            continue
-        if last:
-            yield last
-        last = part
-    if last:
-        yield last
 
 
 def send_folder(peer: Peer, folder: Path, sender: PageSender) -> None:

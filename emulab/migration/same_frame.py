@@ -1,5 +1,5 @@
 """Pages that tasks share since one was forked from the other, found by the number of the memory frame that they are in, so that each of
-them is read, hashed and stored once while the guest runs. Of the first round of 65 web workers that is more than nine pages in ten.
+them is read, hashed and stored once while the guest runs. In the first round of 65 web workers that spares 81 to 93 pages in a hundred.
 
 A page of a task may be taken for one that was read earlier in the same round, of another task, if three things hold one after the other:
 
@@ -24,7 +24,8 @@ from operator import itemgetter
 from types import TracebackType
 from typing import Self
 
-PAGE = 4096
+from emulab.criu.pagemap import PAGE
+
 _ENTRY = 8
 _AT_ONCE = 512  # entries looked at
 _OPEN = 64  # tasks that others are like, kept at hand
@@ -71,6 +72,11 @@ class SameFrame:
         self._seen: array[int] = array("Q")  # entries from address ``_seen_at`` on
         self._seen_at = 0
 
+    @property
+    def _task(self) -> int:
+        """Number of the task that was begun last."""
+        return len(self._names) - 1
+
     def __enter__(self) -> Self:
         return self
 
@@ -81,10 +87,9 @@ class SameFrame:
 
     def begin(self, pid: int, name: str) -> None:
         """The pages of this task go to the file ``name`` from now on. Raises OSError if it has ended."""
-        task = len(self._names)
         self._names.append(name)
         self._seen = array("Q")
-        self._maps[task] = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        self._maps[self._task] = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         if len(self._maps) > _OPEN:
             os.close(self._maps.popitem(last=False)[1])
 
@@ -97,7 +102,7 @@ class SameFrame:
             first = (start - self._seen_at) // PAGE
             if not 0 <= first < len(self._seen):
                 # Also what follows: the next range is mostly near.
-                self._seen, self._seen_at, first = self._entries(len(self._names) - 1, start, _AT_ONCE), start, 0
+                self._seen, self._seen_at, first = self._entries(self._task, start, _AT_ONCE), start, 0
                 if not self._seen:
                     return
             last = min(len(self._seen), first + (end - start) // PAGE)
@@ -109,7 +114,7 @@ class SameFrame:
         """The pages from ``address`` on were read, and are in the file from page ``page`` on."""
         if len(self._read) >= _MOST:
             return
-        task, first = len(self._names) - 1, (address - self._seen_at) // PAGE
+        task, first = self._task, (address - self._seen_at) // PAGE
         for at, entry in enumerate(self._seen[first : first + count]):
             if entry & _KIND == _MAY_BE_SHARED and entry & _FRAME:
                 self._read[entry & _FRAME] = task, address + at * PAGE, page + at
