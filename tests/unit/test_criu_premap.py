@@ -22,36 +22,60 @@ def play(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C compiler; the node image has its own")
 
-    def play(source: str) -> subprocess.CompletedProcess[str]:
+    def play(**changed: str) -> subprocess.CompletedProcess[str]:
+        """``changed``: sources by name that are not as they should be."""
         folder = tmp_path_factory.mktemp("premap")
-        (folder / "premap.c").write_text(source)
-        subprocess.run((compiler, "-O1", "-I", folder, "-I", NATIVE, "-o", folder / "fuzz", FUZZ), check=True)
-        return subprocess.run((folder / "fuzz", "400"), capture_output=True, text=True, timeout=100, check=False)
+        for name in ("premap", "pages", "same"):
+            (folder / f"{name}.c").write_text(changed.get(name, source(name)))
+        others = (folder / "pages.c", folder / "same.c")
+        subprocess.run((compiler, "-O1", "-I", folder, "-I", NATIVE, "-o", folder / "fuzz", FUZZ, *others), check=True)
+        return subprocess.run((folder / "fuzz", "400", folder), capture_output=True, text=True, timeout=100, check=False)
 
     return play
 
 
+def source(name: str) -> str:
+    return (NATIVE / f"{name}.c").read_text()
+
+
 def test_every_page_of_every_task_is_where_it_belongs(play):
-    outcome = play((NATIVE / "premap.c").read_text())
+    outcome = play()
     assert outcome.returncode == 0, outcome.stderr
-    found = re.fullmatch(r"(\d+) tasks, (\d+) with a window, (\d+) of (\d+) mappings in place\n", outcome.stdout)
+    found = re.fullmatch(r"(\d+) tasks, (\d+) with a window, (\d+) of (\d+) mappings in place, (\d+) of (\d+) pages unread\n", outcome.stdout)
     assert found is not None
-    tasks, windows, in_place, mappings = map(int, found.groups())
+    tasks, windows, in_place, mappings, unread, compared = map(int, found.groups())
     assert tasks / 4 < windows < tasks  # both ways were taken: CRIU's where its variable is not to be found
     assert in_place > 0.8 * mappings
+    assert 0.2 * compared < unread < compared
 
 
 @pytest.mark.parametrize(
-    ("sound", "broken"),
+    ("name", "sound", "broken"),
     [
-        ("*note = window.end - window.start;", ""),
-        ("syscall(SYS_munmap, at, made.all[i].start - at);", ";"),
-        ("if (up && new->at[i] > own->start)", "if (0)"),
-        ("if (elder)\n\t\taside", "if (0)\n\t\taside"),
+        ("premap", "*note = window.end - window.start;", ""),
+        ("premap", "syscall(SYS_munmap, at, made.all[i].start - at);", ";"),
+        ("premap", "if (up && new->at[i] > own->start)", "if (0)"),
+        ("premap", "if (elder)\n\t\taside", "if (0)\n\t\taside"),
+        ("premap", "same_replaced(to, size);", ""),
+        ("same", "same_replaced((uintptr_t)at, size);", ""),
+        ("same", "number + 1 ? number + 1 : number", "number + 1"),
+        ("same", "*known = number; ", ""),
     ],
-    ids=["what is in place is cut off", "reserved pages stay", "the restorer's order", "the parent's mappings in the way"],
+    ids=[
+        "what is in place is cut off",
+        "reserved pages stay",
+        "the restorer's order",
+        "the parent's mappings in the way",
+        "a mapping moved over another",
+        "a page that is gone",
+        "a page of zeros",
+        "a page that was changed",
+    ],
 )
-def test_a_mistake_would_be_noticed(play, sound, broken):
-    source = (NATIVE / "premap.c").read_text()
-    assert sound in source
-    assert play(source.replace(sound, broken)).returncode == 1
+def test_a_mistake_would_be_noticed(play, name, sound, broken):
+    assert sound in source(name)
+    assert play(**{name: source(name).replace(sound, broken)}).returncode == 1
+
+
+def test_a_page_that_was_not_compared_ends_the_restore(play):
+    assert play(same=source("same").replace("\tlast.buffer = 0;\n\treturn same", "\treturn same")).returncode == 1

@@ -93,6 +93,7 @@ void pages_forget(int fd)
 {
 	for (int i = 0; i < file_count; i++)
 		if (files[i].fd == fd) {
+			same_closed();
 			free(files[i].numbers);
 			files[i] = files[--file_count];
 			return;
@@ -107,6 +108,20 @@ static const struct file *find(int fd)
 	return NULL;
 }
 
+/* Put a page of a number that is known to exist where CRIU wants it. */
+void pages_copy(void *to, uint32_t number)
+{
+	if (number == ZERO)
+		memset(to, 0, PAGE);
+	else
+		memcpy(to, distinct + (size_t)number * PAGE, PAGE);
+}
+
+static int exists(uint32_t number)
+{
+	return number == ZERO || number < distinct_count;
+}
+
 /* Fill ``size`` bytes from the place ``at`` of a pages file; returns how many there are, or -1. */
 static ssize_t fill(const struct file *file, char *data, size_t size, off_t at)
 {
@@ -117,14 +132,17 @@ static ssize_t fill(const struct file *file, char *data, size_t size, off_t at)
 		if (page >= file->count)
 			break;
 		uint32_t number = file->numbers[page];
-		if (number == ZERO)
-			memset(data + done, 0, part);
-		else if (number < distinct_count)
-			memcpy(data + done, distinct + (size_t)number * PAGE + in_page, part);
-		else {
+		if (!exists(number)) {
 			errno = EIO;
 			return -1;
 		}
+		if (part == PAGE) {
+			pages_copy(data + done, number);
+			same_filled((uintptr_t)data + done, number);
+		} else if (number == ZERO)
+			memset(data + done, 0, part);
+		else
+			memcpy(data + done, distinct + (size_t)number * PAGE + in_page, part);
 		done += part;
 	}
 	return done;
@@ -133,7 +151,12 @@ static ssize_t fill(const struct file *file, char *data, size_t size, off_t at)
 ssize_t pread64(int fd, void *data, size_t size, off_t at)
 {
 	const struct file *file = file_count ? find(fd) : NULL;
-	return file ? fill(file, data, size, at) : syscall(SYS_pread64, fd, data, size, at);
+	if (!file)
+		return syscall(SYS_pread64, fd, data, size, at);
+	size_t page = at / PAGE;
+	if (size == PAGE && at % PAGE == 0 && page < file->count && exists(file->numbers[page]) && same_read((uintptr_t)data, file->numbers[page]))
+		return PAGE;
+	return fill(file, data, size, at);
 }
 
 ssize_t preadv64(int fd, const struct iovec *parts, int count, off_t at)

@@ -2,7 +2,7 @@
  * prefetch - part of shim.so. CRIU saves one task after another in one thread; half of that time the kernel formats
  * /proc/PID/smaps and looks up /proc/PID/map_files. Every task stands still meanwhile, so a second thread asks the same
  * questions ahead of CRIU and hands over the kernel's own answers: the text of smaps (range and VmFlags lines, the only
- * ones that CRIU reads), the result of each fstatat(), and the open descriptors with their fdinfo. A private mapping that
+ * ones that CRIU reads), the result of each fstatat(), the open descriptors with their fdinfo, and which pages there are. A private mapping that
  * the task before had too, line for line, is not looked up again: tasks that were forked from one another map the same
  * files at the same addresses.
  *
@@ -54,6 +54,7 @@ struct slot {
 	size_t smaps_length;
 	struct area *areas;
 	int area_count;
+	struct scanned *pages;
 };
 
 /* What a descriptor of CRIU's is, as far as we know it. */
@@ -61,6 +62,7 @@ struct known {
 	int pid;             /* /proc/PID */
 	int is_self;         /* /proc/self */
 	struct slot *slot;   /* /proc/PID/map_files of a prepared task */
+	struct slot *pages;  /* /proc/PID/pagemap of one */
 	const char *text;    /* reads are answered from here */
 	size_t length, at;
 	const struct area *area; /* handed over: its fdinfo is known */
@@ -252,6 +254,12 @@ static void prepare(struct slot *slot, struct slot *before)
 	}
 	if (map_files >= 0)
 		syscall(SYS_close, map_files);
+	snprintf(path, sizeof path, "/proc/%d/pagemap", slot->pid);
+	int pagemap = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+	if (pagemap >= 0) {
+		slot->pages = scan_all(pagemap);
+		syscall(SYS_close, pagemap);
+	}
 	for (int i = 0; before && i < before->area_count; i++)
 		if (before->areas[i].original >= 0)
 			syscall(SYS_close, before->areas[i].original);
@@ -336,6 +344,8 @@ static void release(struct slot *slot)
 			syscall(SYS_close, slot->areas[i].fd);
 			slot->areas[i].fd = -1;
 		}
+	free(slot->pages);
+	slot->pages = NULL;
 }
 
 static struct area *find(struct slot *slot, const char *name)
@@ -417,6 +427,8 @@ void prefetch_opened(int fd, int dir, const char *path)
 		known->pid = number(path);
 	else if (parent && parent->pid && current && parent->pid == current->pid && !strcmp(path, "map_files"))
 		known->slot = current;
+	else if (parent && parent->pid && current && parent->pid == current->pid && !strcmp(path, "pagemap"))
+		known->pages = current;
 }
 
 /* Answer an fstatat() of CRIU's; 0 = it has to ask the kernel. */
@@ -430,6 +442,12 @@ int prefetch_fstatat(int dir, const char *path, struct stat64 *status, int flags
 	errno = area->stat_errno ? area->stat_errno : errno;
 	*status = area->status;
 	return 1;
+}
+
+int prefetch_scan(int fd, struct pm_scan_arg_ *question, int *result)
+{
+	struct known *known = of(fd);
+	return known && known->pages && known->pages == current && current->pages && scan_answer(current->pages, question, result);
 }
 
 int prefetch_read(int fd, void *data, size_t size, ssize_t *result)

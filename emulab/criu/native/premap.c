@@ -468,6 +468,7 @@ static void *bring(uintptr_t from, size_t size, uintptr_t to)
 {
 	if (from == to)
 		return (void *)to;
+	same_replaced(to, size);
 	if (to < from + size && from < to + size) { /* overlapping: by way of another place */
 		void *between = plain(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (between == MAP_FAILED || syscall(SYS_mremap, from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, between) == -1)
@@ -518,13 +519,15 @@ HIDDEN void *map_steered(void *at, size_t size, int protection, int flags, int f
 {
 	if (task_count && !at && protection == PROT_NONE && flags == (MAP_PRIVATE | MAP_ANONYMOUS) && fd == 0) {
 		uintptr_t start = begin(size);
-		return start ? (void *)start : plain(at, size, protection, flags, fd, offset);
-	}
-	if (flags & MAP_FIXED && concerns((uintptr_t)at) && !(at = (void *)steer((uintptr_t)at, size, 0, caller))) {
+		if (start)
+			return (void *)start;
+	} else if (flags & MAP_FIXED && concerns((uintptr_t)at) && !(at = (void *)steer((uintptr_t)at, size, 0, caller))) {
 		errno = EINVAL;
 		return MAP_FAILED;
 	}
 	void *got = plain(at, size, protection, flags, fd, offset);
+	if (got != MAP_FAILED)
+		same_replaced((uintptr_t)got, size);
 	if (got != MAP_FAILED && flags == (MAP_SHARED | MAP_ANONYMOUS) && task_count && chunk_count < CHUNKS)
 		chunks[chunk_count++] = (struct range){ (uintptr_t)got, (uintptr_t)got + size };
 	return got;
@@ -545,7 +548,10 @@ HIDDEN void *remap_steered(void *old, size_t old_size, size_t size, int flags, u
 		old = (char *)old + aside;
 	else if (flags & MREMAP_FIXED && window.at && window_pid == getpid())
 		clear(); /* the restorer and its arguments find their place */
-	return (void *)syscall(SYS_mremap, old, old_size, size, flags, to);
+	void *got = (void *)syscall(SYS_mremap, old, old_size, size, flags, to);
+	if (got != MAP_FAILED)
+		same_replaced((uintptr_t)got, size);
+	return got;
 }
 WITH_REGISTERS(mremap, remap_steered);
 

@@ -20,7 +20,6 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <linux/netlink.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -33,21 +32,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "scan.h"
 #include "shim.h"
 
-struct page_region_ { uint64_t start, end, categories; };
-struct pm_scan_arg_ {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-#define PAGEMAP_SCAN_ _IOWR('f', 16, struct pm_scan_arg_)
-#define IS_WRITTEN (1 << 1)
-#define IS_FILE (1 << 2)
-#define IS_PRESENT (1 << 3)
-#define IS_SWAPPED (1 << 4)
-#define IS_PFNZERO (1 << 5)
-#define IS_SOFT_DIRTY (1 << 7)
-#define WP_MATCHING (1 << 0)
 #define PME_SOFT_DIRTY (1ULL << 55)
 
 static int stand_in, final_dump, stock;
@@ -87,26 +74,34 @@ static int raw_ioctl(int fd, unsigned long request, void *arg)
 	return syscall(SYS_ioctl, fd, request, arg);
 }
 
-int ioctl(int fd, unsigned long request, ...)
+/* CRIU's question about soft-dirty pages, put as one about written pages where it has to be. */
+int scan_ask(int pagemap, struct pm_scan_arg_ *question)
 {
-	va_list list;
-	va_start(list, request);
-	void *arg = va_arg(list, void *);
-	va_end(list);
-	if (!stand_in || request != PAGEMAP_SCAN_)
-		return raw_ioctl(fd, request, arg);
-	struct pm_scan_arg_ *scan = arg;
-	if (!(scan->return_mask & IS_SOFT_DIRTY))
-		return raw_ioctl(fd, request, arg);
-	struct pm_scan_arg_ mine = *scan;
-	mine.return_mask = (scan->return_mask & ~(uint64_t)IS_SOFT_DIRTY) | IS_WRITTEN;
-	int count = raw_ioctl(fd, request, &mine);
-	scan->walk_end = mine.walk_end;
-	struct page_region_ *regions = (void *)(uintptr_t)scan->vec;
+	if (!stand_in || !(question->return_mask & IS_SOFT_DIRTY))
+		return raw_ioctl(pagemap, PAGEMAP_SCAN_, question);
+	struct pm_scan_arg_ mine = *question;
+	mine.return_mask = (question->return_mask & ~(uint64_t)IS_SOFT_DIRTY) | IS_WRITTEN;
+	int count = raw_ioctl(pagemap, PAGEMAP_SCAN_, &mine);
+	question->walk_end = mine.walk_end;
+	struct page_region_ *regions = (void *)(uintptr_t)question->vec;
 	for (int i = 0; i < count; i++)
 		if (regions[i].categories & IS_WRITTEN)
 			regions[i].categories = (regions[i].categories & ~(uint64_t)IS_WRITTEN) | IS_SOFT_DIRTY;
 	return count;
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list list;
+	int result;
+	va_start(list, request);
+	void *arg = va_arg(list, void *);
+	va_end(list);
+	if (request != PAGEMAP_SCAN_)
+		return raw_ioctl(fd, request, arg);
+	if (!stock && prefetch_scan(fd, arg, &result))
+		return result;
+	return scan_ask(fd, arg);
 }
 
 /* Path of a descriptor, or an empty string. */
@@ -135,7 +130,7 @@ static int protect(const char *pagemap)
 	if (fd < 0)
 		return -1;
 	struct pm_scan_arg_ scan = {
-		.size = sizeof scan, .flags = WP_MATCHING, .start = 0, .end = 0x7ffffffff000ULL,
+		.size = sizeof scan, .flags = WP_MATCHING, .start = 0, .end = ALL_ADDRESSES,
 		.vec = (uintptr_t)regions, .vec_len = sizeof regions / sizeof *regions,
 		.category_inverted = IS_FILE | IS_PFNZERO, .category_mask = IS_WRITTEN | IS_FILE | IS_PFNZERO,
 		.category_anyof_mask = IS_PRESENT | IS_SWAPPED, .return_mask = IS_WRITTEN,

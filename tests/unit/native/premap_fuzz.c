@@ -1,15 +1,19 @@
 /*
- * Plays CRIU's part to premap.c, and its restorer's: families of tasks with random private mappings, each generation inherits
- * some, drops some and adds some. In the end every page must be where it belongs with what was put there, in every task, and
- * nothing else in what the restorer keeps. Prints how many tasks there were, how many of them had a window, and how many of
- * their mappings did not have to be moved.
+ * Plays CRIU's part to premap.c and same.c, and its restorer's: families of tasks with random private mappings, each generation
+ * inherits some, drops some and adds some, and has some of its parent's pages, lacks some and changes some. In the end every page
+ * must be where it belongs with what was put there, in every task, and nothing else in what the restorer keeps. Prints how many
+ * tasks there were, how many of them had a window, how many of their mappings did not have to be moved, and how many pages were
+ * compared, and how many of those in the end by memcmp.
  */
 #include "premap.c"
 #include <assert.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #define GENERATIONS 4
 #define MOST 96
+#define LONGEST 6    /* pages of a mapping */
+#define DISTINCT 8   /* pages: few, so that a mistaken number is often the right one */
 
 enum { LOST = 1, LEFT_OVER = 2 };
 
@@ -17,27 +21,60 @@ struct layout {
 	int count;
 	struct range final[MOST]; /* where the mapping belongs */
 	uintptr_t at[MOST];       /* where it is now, in its task's area */
-	unsigned content[MOST];
+	unsigned content[MOST][LONGEST]; /* numbers of pages */
 };
 
-static struct { int tasks, windows, mappings, in_place; } *seen;
+static struct { int tasks, windows, mappings, in_place, compared, unread; } *seen;
+static int images; /* the pages file: page N has number N, and after the last one is a page of zeros */
 static struct task family[GENERATIONS];
 static struct { long before; uintptr_t addr; size_t len; } *info; /* CRIU's notes, of each generation */
 static unsigned seed;
 static int map_shows, remap_shows; /* whether the variable is in a register */
 
-static void fill(uintptr_t at, size_t size, unsigned content)
+static unsigned word(unsigned page)
 {
-	for (size_t i = 0; i < size; i += PAGE)
-		*(unsigned *)(at + i) = content + i / PAGE;
+	return page == DISTINCT ? 0 : page * 2654435761u + 1;
 }
 
-static int holds(uintptr_t at, size_t size, unsigned content)
+static int holds(uintptr_t at, size_t size, const unsigned *content)
 {
 	for (size_t i = 0; i < size; i += PAGE)
-		if (*(volatile unsigned *)(at + i) != content + i / PAGE)
-			return 0;
+		for (size_t k = 0; k < PAGE; k += PAGE / 2)
+			if (*(volatile unsigned *)(at + i + k) != word(content[i / PAGE]))
+				return 0;
 	return 1;
+}
+
+/* Pages of a mapping that is new. */
+static void fill(uintptr_t at, size_t size, unsigned *content)
+{
+	unsigned first = rand() % (DISTINCT + 1 - size / PAGE);
+	struct iovec parts[] = { { (void *)at, PAGE }, { (void *)(at + PAGE), size - PAGE } };
+	for (size_t i = 0; i < size / PAGE; i++)
+		content[i] = first + i;
+	assert(preadv64(images, parts, 1 + (size > PAGE), (off_t)first * PAGE) == (ssize_t)size);
+}
+
+/* A mapping that is the parent's: some pages are as they were, some are not, some are gone. */
+static void compare(uintptr_t at, size_t size, unsigned *content)
+{
+	char buffer[PAGE], untouched[PAGE];
+	memset(untouched, 0x55, PAGE);
+	for (size_t i = 0; i < size / PAGE; i++) {
+		void *page = (void *)(at + i * PAGE);
+		if (rand() % 8 == 0) {
+			assert(!madvise(page, PAGE, MADV_DONTNEED));
+			content[i] = DISTINCT;
+		}
+		if (rand() % 8 == 0)
+			content[i] = rand() % (DISTINCT + 1);
+		memcpy(buffer, untouched, PAGE);
+		assert(pread64(images, buffer, PAGE, (off_t)content[i] * PAGE) == PAGE);
+		if (memcmp(page, buffer, PAGE))
+			memcpy(page, buffer, PAGE);
+		__atomic_add_fetch(&seen->compared, 1, __ATOMIC_SEQ_CST);
+		__atomic_add_fetch(&seen->unread, !memcmp(untouched, buffer, PAGE), __ATOMIC_SEQ_CST);
+	}
 }
 
 static void add(struct layout *layout, uintptr_t start, uintptr_t end)
@@ -49,7 +86,7 @@ static void add(struct layout *layout, uintptr_t start, uintptr_t end)
 static void cluster(struct layout *layout, uintptr_t at, int count)
 {
 	while (count--) {
-		size_t size = (1 + rand() % 6) * PAGE;
+		size_t size = (1 + rand() % LONGEST) * PAGE;
 		at += rand() % 3 ? 0 : (rand() % 5) * PAGE;
 		add(layout, at, at + size);
 		at += size;
@@ -91,12 +128,12 @@ static struct layout heir(const struct layout *parent)
 	for (int i = 0; i < parent->count; i++) {
 		uintptr_t before = i ? parent->final[i - 1].end : 0, start = parent->final[i].start;
 		if (start - before > 16 * PAGE && rand() % 2)
-			add(&layout, start - 8 * PAGE, start - (rand() % 3) * PAGE);
+			add(&layout, start - 8 * PAGE, start - (2 + rand() % 3) * PAGE);
 		if (faithful || rand() % 5)
 			add(&layout, start, parent->final[i].end);
 		uintptr_t gap = i + 1 < parent->count ? parent->final[i + 1].start - parent->final[i].end : 0;
 		if (gap && gap < 8 * PAGE && rand() % 2)
-			add(&layout, parent->final[i].end, parent->final[i].end + PAGE * (1 + rand() % (gap / PAGE)));
+			add(&layout, parent->final[i].end, parent->final[i].end + PAGE * (1 + rand() % (gap / PAGE < LONGEST ? gap / PAGE : LONGEST)));
 	}
 	return layout;
 }
@@ -186,11 +223,11 @@ __attribute__((noinline, noclone)) static int live(int generation, const struct 
 			if (got == (uintptr_t)MAP_FAILED && map_shows && !remap_shows && i)
 				return 0; /* the variable was there before, and is not now: CRIU is to fail */
 			assert(got == to);
-			mine.content[i] = parent->content[same];
+			memcpy(mine.content[i], parent->content[same], sizeof mine.content[i]);
+			compare(got, size, mine.content[i]);
 		} else {
 			got = called(mmap64, to, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, &to, map_shows);
 			assert(got != (uintptr_t)MAP_FAILED);
-			mine.content[i] = rand();
 			fill(got, size, mine.content[i]);
 		}
 		mine.at[i] = got;
@@ -217,9 +254,29 @@ __attribute__((noinline, noclone)) static int live(int generation, const struct 
 	return result | restorer(&mine, start, end);
 }
 
+/* Images, as the agent at the destination leaves them. */
+static void write_images(const char *folder)
+{
+	uint32_t page[PAGE / sizeof(uint32_t)];
+	int dir = open(folder, O_RDONLY | O_DIRECTORY), pages, distinct, numbers;
+	assert(dir >= 0 && !fchdir(dir));
+	assert((distinct = creat("distinct", 0600)) >= 0 && (numbers = creat("pages-1.img.numbers", 0600)) >= 0 && (pages = creat("pages-1.img", 0600)) >= 0);
+	for (uint32_t i = 0, number; i <= DISTINCT; i++) {
+		for (size_t k = 0; k < PAGE / sizeof *page; k++)
+			page[k] = word(i);
+		number = i < DISTINCT ? i : 0xffffffff;
+		assert(write(numbers, &number, sizeof number) == sizeof number && (i == DISTINCT || write(distinct, page, PAGE) == PAGE));
+	}
+	setenv("EMULAB_SHIM_PAGES", "distinct", 1);
+	pages_load();
+	assert((images = open("pages-1.img", O_RDONLY)) >= 0);
+	pages_opened(images, dir, "pages-1.img");
+}
+
 int main(int count, char **words)
 {
 	int families = count > 1 ? atoi(words[1]) : 100;
+	write_images(words[2]);
 	seen = plain(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	tasks = family;
 	task_count = GENERATIONS;
@@ -239,6 +296,7 @@ int main(int count, char **words)
 			return 1;
 		}
 	}
-	printf("%d tasks, %d with a window, %d of %d mappings in place\n", seen->tasks, seen->windows, seen->in_place, seen->mappings);
+	printf("%d tasks, %d with a window, %d of %d mappings in place, %d of %d pages unread\n", seen->tasks, seen->windows, seen->in_place, seen->mappings,
+	       seen->unread, seen->compared);
 	return 0;
 }
