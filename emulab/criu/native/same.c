@@ -112,7 +112,7 @@ int memcmp(const void *one, const void *other, size_t size)
 	int same = known && *known == number && last.empty;
 	if (last.empty && !same)
 		pages_copy((void *)buffer, last.number);
-	if (known)
+	if (known && *known != number)
 		*known = number; /* CRIU copies it there if it is not there yet */
 	compared = buffer;
 	last.buffer = 0;

@@ -59,10 +59,12 @@ static void wait_at_gate(void)
 
 __attribute__((constructor)) static void init(void)
 {
+	stock = getenv("EMULAB_SHIM_STOCK") != NULL;
+	if (!stock && getenv("EMULAB_SHIM_TASKS"))
+		prefetch_make_room();
 	wait_at_gate();
 	stand_in = getenv("EMULAB_SHIM_WP") != NULL;
 	final_dump = getenv("EMULAB_SHIM_FINAL") != NULL;
-	stock = getenv("EMULAB_SHIM_STOCK") != NULL;
 	if (!stock) {
 		premap_load();
 		pages_load();

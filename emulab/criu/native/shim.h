@@ -20,7 +20,9 @@ int scan_answer(const struct scanned *all, struct pm_scan_arg_ *question, int *r
 /* shim.c */
 int scan_ask(int pagemap, struct pm_scan_arg_ *question);
 
-/* prefetch.c: each returns 1 if it has answered in place of the kernel. */
+/* prefetch.c */
+void prefetch_make_room(void);
+/* Each returns 1 if it has answered in place of the kernel. */
 int prefetch_openat(int dir, const char *path, int flags, int *result);
 int prefetch_fstatat(int dir, const char *path, struct stat64 *status, int flags, int *result);
 int prefetch_read(int fd, void *data, size_t size, ssize_t *result);
