@@ -1,7 +1,7 @@
 """Moving one CRIU image folder while CRIU still writes it: pages files through the page transport, everything else in pieces.
 
-Reading and hashing, sending, and rebuilding on the other side go on at the same time, a few chunks apart. Files keep their names; a file
-name never carries a folder, so nothing can be written outside of the image folder.
+Reading and hashing, compressing and sending, and rebuilding on the other side go on at the same time, a few chunks apart. Files keep their
+names; a file name never carries a folder, so nothing can be written outside of the image folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import zstandard
 from emulab.errors import EmulabError
 from emulab.migration.channel import Incoming, Peer
 from emulab.migration.page_receiver import PageReceiver
-from emulab.migration.page_sender import PageSender
+from emulab.migration.page_sender import Named, PageSender
 from emulab.migration.pages import CHUNK_PAGES, CHUNK_REFS, PAGE, Chunk, Part
 from emulab.migration.priority import GiveWay
 from emulab.migration.same_frame import Alike
@@ -85,7 +85,7 @@ class FolderSender:
         self._data: list[bytes] = []
         self._gathered = self._read_pages = 0  # pages of ``_parts``, and of ``_data``
         self._early: dict[str, tuple[int, int]] = {}  # size and time of other files that have been sent before the end
-        self._ahead: queue.Queue[_Message | None] = queue.Queue(_AHEAD)  # a None ends it
+        self._ahead: queue.Queue[_Message | Named | None] = queue.Queue(_AHEAD)  # a None ends it
         self._complete = threading.Event()
         self._stopped = threading.Event()
         self._failed: list[BaseException] = []
@@ -122,7 +122,7 @@ class FolderSender:
                 self._peer.cut()
                 thread.join()
 
-    # -- two threads: reading and hashing, and the link --------------------------------------------------------------------------------
+    # -- two threads: reading and hashing, compressing and sending -------------------------------------------------------------------
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -219,16 +219,12 @@ class FolderSender:
 
     def _hand_over(self) -> None:
         self._give_way()
-        chunk = self._sender.chunk(self._folder, self._parts, b"".join(self._data), self._give_way)
+        named = self._sender.name(self._folder, self._parts, b"".join(self._data), self._give_way)
         self._parts, self._data = [], []
         self._gathered = self._read_pages = 0
-        # The other side need not know which parts of a file are like others.
-        runs = (list(run) for _, run in groupby(chunk.parts, key=attrgetter("name")))
-        parts = [(run[0].name, run[0].first, sum(part.count for part in run)) for run in runs]
-        payload = b"".join((chunk.digest, chunk.refs, chunk.content))
-        self._put(("chunk", payload, {"parts": parts, "refs": len(chunk.refs), "form": chunk.kind, "waits": self._give_way.waits}))
+        self._put(named)
 
-    def _put(self, item: _Message | None) -> None:
+    def _put(self, item: _Message | Named | None) -> None:
         while True:
             try:
                 return self._ahead.put(item, timeout=0.05)
@@ -239,14 +235,22 @@ class FolderSender:
     def _send(self) -> None:
         while not self._stopped.is_set():
             try:
-                message = self._ahead.get(timeout=0.05)
+                item = self._ahead.get(timeout=0.05)
             except queue.Empty:
                 continue
-            if message is None:
+            if item is None:
                 return
             self._give_way()
-            kind, payload, fields = message
+            kind, payload, fields = self._packed(item) if isinstance(item, Named) else item
             self._peer.send(kind, payload, **fields)
+
+    def _packed(self, named: Named) -> _Message:
+        chunk = self._sender.pack(named)
+        # The other side need not know which parts of a file are like others.
+        runs = (list(run) for _, run in groupby(chunk.parts, key=attrgetter("name")))
+        parts = [(run[0].name, run[0].first, sum(part.count for part in run)) for run in runs]
+        payload = b"".join((chunk.digest, chunk.refs, chunk.content))
+        return "chunk", payload, {"parts": parts, "refs": len(chunk.refs), "form": chunk.kind, "waits": self._give_way.waits}
 
     # -- everything else ---------------------------------------------------------------------------------------------------------------
 

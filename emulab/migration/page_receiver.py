@@ -100,8 +100,10 @@ class PageReceiver:
             count += 1
         return new, numbers
 
-    def _rebuilt(self, new: Sequence[int], content: memoryview) -> bytearray:
+    def _rebuilt(self, new: Sequence[int], content: memoryview) -> memoryview | bytearray:
         """The new pages, one after the other; what was sent of them is ``content``."""
+        if max(new, default=0) < STORED:
+            return content
         pages = bytearray(len(new) * PAGE)
         view = memoryview(pages)
         taken = at = 0

@@ -92,4 +92,4 @@ def unpack_refs(packed: bytes | memoryview) -> list[int]:
         steps = array("I", zstandard.ZstdDecompressor().decompress(packed))
     except (zstandard.ZstdError, ValueError) as error:
         raise EmulabError(f"a chunk carried something that is not a list of references: {error}") from error
-    return list(accumulate(steps, lambda before, step: (before + step) & 0xFFFFFFFF))
+    return [ref & 0xFFFFFFFF for ref in accumulate(steps)]

@@ -14,6 +14,7 @@ import emulab.criu
 
 NATIVE = Path(emulab.criu.__file__).parent / "native"
 FUZZ = Path(__file__).parent / "native" / "premap_fuzz.c"
+_OUTCOME = r"(\d+) tasks, (\d+) with a window, (\d+) of (\d+) mappings in place, (\d+) of (\d+) pages unread\n"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def source(name: str) -> str:
 def test_every_page_of_every_task_is_where_it_belongs(play):
     outcome = play()
     assert outcome.returncode == 0, outcome.stderr
-    found = re.fullmatch(r"(\d+) tasks, (\d+) with a window, (\d+) of (\d+) mappings in place, (\d+) of (\d+) pages unread\n", outcome.stdout)
+    found = re.fullmatch(_OUTCOME, outcome.stdout)
     assert found is not None
     tasks, windows, in_place, mappings, unread, compared = map(int, found.groups())
     assert tasks / 4 < windows < tasks  # both ways were taken: CRIU's where its variable is not to be found

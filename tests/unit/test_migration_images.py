@@ -233,7 +233,7 @@ def test_pages_files_of_another_size_are_sent_as_plain_files(there, here, receiv
 
 def test_an_error_while_reading_pages_is_raised_and_not_lost(there):
     class Broken(PageSender):
-        def chunk(self, folder, parts, data, give_way):
+        def name(self, folder, parts, data, give_way):
             raise OSError("the disk is gone")
 
     stream = FolderSender(Wire(), there, Broken())
