@@ -27,6 +27,7 @@ from emulab.migration.inventory import moving_bytes, take_inventory
 from emulab.migration.layer import LayerSender
 from emulab.migration.lazy import leaving as lazy_steps
 from emulab.migration.lazy.handover import ServerProcess
+from emulab.migration.mapped import mapped_files
 from emulab.migration.model import Options, Report, Timeline
 from emulab.migration.page_sender import PageSender
 from emulab.migration.pages import PAGE
@@ -93,7 +94,7 @@ class Departure:
         self.folder = IMAGES / f"out-{key}"
         self.sender = PageSender(self.rate, asks=options.page_store)
         self.stream: FolderSender | None = None  # has the connection while images travel
-        self.layer = LayerSender(guest.rootfs.upper)
+        self.layer = LayerSender(guest.rootfs.upper, self.give_way)
         self.tracker: DirtyTracker | None = None
         self.dump: FinalDump | None = None
         self.one_cpu: OneCpu | None = None
@@ -166,6 +167,7 @@ class Departure:
             key=self.key,
             source=self.report.source,
             spec={**spec.__dict__, "argv": list(spec.argv), "env": dict(spec.env)},
+            waits=self.give_way.waits,
         )
 
     def prepare_pages(self) -> None:
@@ -194,6 +196,7 @@ class Departure:
         if self._layer_copied:
             self.report.layer_bytes += self.layer_pass()
             self.find_watched()
+        self.mapped = mapped_files(self.give_way.between(self.guest.cgroup.pids()))  # a file mapped later shows it by its time
         self.give_way.end()
         self._prepare_dump()
         freeze.bring_to_rest(self)
@@ -309,7 +312,7 @@ class Departure:
         """Bring the destination's copy of the layer up to date; returns bytes sent."""
         if self.guest.spec.storage == "shared":
             return 0
-        sent = self.layer.send_pass(self.peer)
+        sent = self.layer.send_pass(self.peer, waits=self.give_way.waits)
         self.peer.expect_ok(self.left() if self.frozen else 120)
         return sent
 

@@ -34,6 +34,7 @@ log = logging.getLogger("emulab.migration")
 
 IMAGES = Path("/run/emulab")
 FINAL = "final"  # the image folder of the final dump
+_STORE_PATIENCE_S = 1.0  # its pages are to be offered before the first round, and reading through a large store takes as long itself
 
 
 class Arrival:
@@ -51,12 +52,13 @@ class Arrival:
         self.guest = Guest(self.spec, 0, 0, clock.now(), arrived_from=str(first.fields["source"]))
         self._neighbours: list[tuple[str, str]] = []
         self._folder = IMAGES / f"in-{self.key}"
-        self._visit = store.Visit(self.spec.name)
-        self._pages = PageReceiver(self.distinct, self._visit)
-        self._layer = LayerReceiver(self.guest.rootfs.upper)
-        self._images = FolderReceiver(self._folder, self._pages)
         self._give_way = GiveWay(PATIENCE_S, stay_behind=True)
-        self._waits = False  # whether the source says that its guest is one to wait for
+        self._waits = bool(first.fields.get("waits"))  # whether the source says that its guest is one to wait for
+        give_way = GiveWay(_STORE_PATIENCE_S if self._waits else 0.0)
+        self._visit = store.Visit(self.spec.name, give_way=give_way)
+        self._pages = PageReceiver(self.distinct, self._visit)
+        self._layer = LayerReceiver(self.guest.rootfs.upper, self._let_guests_go)
+        self._images = FolderReceiver(self._folder, self._pages)
         self._reserve = Reserve(
             lambda: self._give_way() if self._waits else behind_guests()
         )  # for the images of the final dump, and for the guest
@@ -118,14 +120,19 @@ class Arrival:
             raise EmulabError(f"unknown message {message.kind!r}")
         step(message)
 
+    def _let_guests_go(self) -> None:
+        """Wait for guests as long as the source does."""
+        if self._waits:
+            self._give_way()
+
     def _layer_message(self, message: Incoming) -> None:
+        self._waits = bool(message.fields.get("waits", self._waits))
         if self._layer.handle(message):
             self._peer.send("ok")
 
     def _image_message(self, message: Incoming) -> None:
         self._waits = bool(message.fields.get("waits", self._waits))
-        if self._waits:  # for the guest, as its source does
-            self._give_way()
+        self._let_guests_go()
         if self._images.handle(message):
             self._peer.send("ok")
 

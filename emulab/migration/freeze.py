@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from emulab import clock
 from emulab.errors import EmulabError
 from emulab.migration import guestnet
-from emulab.migration.mapped import mapped_files
 from emulab.node.guest import Guest, is_zombie
 
 if TYPE_CHECKING:
@@ -21,10 +20,6 @@ _TRIES = 100
 def bring_to_rest(leaving: Departure) -> None:
     """Stop every task at a moment at which none is a zombie and no connection is without an owner, and steer its frames away."""
     guest, report = leaving.guest, leaving.report
-    leaving.mapped = mapped_files(guest.cgroup.pids())  # a file mapped later than this pass shows it by its time
-    if leaving.tracker:
-        guest.cgroup.lift_quota()
-        leaving.tracker.arm(guest.cgroup.pids())
     leaving.neighbours = guestnet.neighbours(guest.pid, leaving.runner)
     leaving.peer.ask("hold", timeout_s=5)  # ready before the guest stands still; nothing is steered there yet
     for _ in range(_TRIES):

@@ -17,7 +17,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,10 +126,11 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 class LayerSender:
-    """One per migration: remembers what the other side already holds."""
+    """One per migration: remembers what the other side already holds. ``give_way`` is called every millisecond or so."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, give_way: Callable[[], object] = lambda: None) -> None:
         self._root = root
+        self._give_way = give_way
         self._known: dict[str, _Known] = {}
         self._listed: dict[str, _Listed] = {}
         self._compressor = zstandard.ZstdCompressor(level=1)
@@ -158,17 +159,18 @@ class LayerSender:
         changes = self._changes(again)
         self._ahead, self._rest = list(itertools.islice(changes, _AHEAD)), changes
 
-    def send_pass(self, peer: Peer, again: Collection[str] = ()) -> int:
+    def send_pass(self, peer: Peer, again: Collection[str] = (), *, waits: bool = False) -> int:
         """Send what changed since the last pass; returns bytes put on the wire. The other side answers nothing until ``layer-end``.
 
-        ``again``: files whose content is compared even if nothing about them seems to have changed.
+        ``again``: files whose content is compared even if nothing about them seems to have changed. ``waits``: whether the other side, too,
+        is to give way to guests.
         """
         before = peer.bytes_out
         changes: Iterable[_Message] = self._changes(again)
         if self._rest is not None:
             changes = itertools.chain(self._ahead, self._rest, self._changes(still=True))
         for message in changes:
-            peer.send("layer", message.content, entries=message.entries, size=message.size)
+            peer.send("layer", message.content, entries=message.entries, size=message.size, waits=waits)
         self._ahead, self._rest = [], None
         peer.send("layer-end")
         return peer.bytes_out - before
@@ -181,7 +183,7 @@ class LayerSender:
         self._listed = {}
         pending = [""]
         while pending:
-            self._refuse_to_go_on()
+            self._go_on()
             folder = pending.pop()
             listed = before.get(folder) if still else None
             if listed is None or not listed.settled or _identity(os.lstat(f"{self._root}/{folder}")) != listed.identity:
@@ -282,7 +284,7 @@ class LayerSender:
             entry = {**common, "blocks": [], "replace": replace, "base": bool(replace and old)}
             size = 0
             while data := os.read(file, BLOCK):
-                self._refuse_to_go_on()
+                self._go_on()
                 number = len(fresh.blocks)
                 digest = blake3(data).digest()
                 fresh.blocks.append(digest)
@@ -300,7 +302,8 @@ class LayerSender:
         finally:
             os.close(file)
 
-    def _refuse_to_go_on(self) -> None:
+    def _go_on(self) -> None:
+        self._give_way()
         if self._given_up.is_set():
             raise EmulabError("the migration was given up")
 

@@ -42,10 +42,14 @@ def safe_path(root: Path, name: str) -> Path:
 
 
 class LayerReceiver:
-    """Applies passes to a folder. Folder times are set at the end of each pass, as creating entries changes them."""
+    """Applies passes to a folder. Folder times are set at the end of each pass, as creating entries changes them.
 
-    def __init__(self, root: Path) -> None:
+    ``give_way`` is called before each entry.
+    """
+
+    def __init__(self, root: Path, give_way: Callable[[], object] = lambda: None) -> None:
         self._root = root
+        self._give_way = give_way
         # Names found to be folders that no symbolic link leads to. They stay that until `_remove` takes a folder away: nobody else is here.
         self._real: set[str] = set()
         self._folder_times: dict[str, tuple[int, int]] = {}
@@ -64,6 +68,7 @@ class LayerReceiver:
         data = memoryview(zstandard.ZstdDecompressor().decompress(message.payload, max_output_size=size) if size else b"")
         at = 0
         for entry in message.fields["entries"]:
+            self._give_way()
             at = self._apply(entry, data, at)
         return False
 

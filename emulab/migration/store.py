@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -156,11 +156,15 @@ def _wait_for(guest: str) -> None:
 
 
 class Visit:
-    """The store of a guest that is about to arrive. It is read through in the background, from the beginning."""
+    """The store of a guest that is about to arrive. It is read through in the background, from the beginning.
 
-    def __init__(self, guest: str, folder: Path = FOLDER) -> None:
+    ``give_way`` is called before each block.
+    """
+
+    def __init__(self, guest: str, folder: Path = FOLDER, give_way: Callable[[], object] = lambda: None) -> None:
         self._guest = guest
         self._folder = folder
+        self._give_way = give_way
         self._descriptor = -1
         self._key = bytes(_KEY)
         self._names = bytearray()
@@ -192,6 +196,7 @@ class Visit:
         self._key = key
         block = bytearray(_BLOCK * PAGE)
         for number in range(pieces):
+            self._give_way()
             if self._closed:
                 return
             pages = min(_BLOCK, count - number * _BLOCK)
