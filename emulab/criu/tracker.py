@@ -32,7 +32,7 @@ _UFFD_API = 0xAA
 _UFFDIO_API = 0xC018AA3F
 _FEATURES = 1 << 13 | 1 << 15  # UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC
 _USER_MODE_ONLY = 1
-_AT_ONCE = 4  # tasks covered in about a millisecond
+_AT_ONCE = 1  # tasks covered in about a millisecond
 _MANY = 32  # of a guest that leaves no CPU idle: each task reaches its stop only when its turn comes, and many wait for that together
 
 
