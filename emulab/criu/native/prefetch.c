@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -297,9 +298,11 @@ static void *work(void *unused)
  */
 void prefetch_make_room(void)
 {
-	int most = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, ROOM);
-	if (most >= 0)
-		syscall(SYS_close, most);
+	struct rlimit limit;
+	int highest = getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur > ROOM ? ROOM : (int)limit.rlim_cur - 1;
+	int fd = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, highest);
+	if (fd >= 0)
+		syscall(SYS_close, fd);
 }
 
 static void start(void)
