@@ -21,6 +21,7 @@ from typing import Any
 
 import zstandard
 
+from emulab import clock
 from emulab.errors import EmulabError
 from emulab.migration.channel import Incoming, Peer
 from emulab.migration.page_receiver import PageReceiver
@@ -35,11 +36,15 @@ _AHEAD = 16  # chunks that may wait for the link: bounds memory to some 20 MiB
 _PIECES = 4 * 1024 * 1024  # content of one message of other files
 _INDEX = 16 * 1024 * 1024
 _LOOK_EVERY_S = 0.025  # a look costs a millisecond of the CPU that CRIU needs; what grows by much is read without waiting
+_OTHERS_EVERY_S = 0.05
 _EARLY_SIZE = 256 * 1024  # bytes of a file that may be sent before the end, and once more
 _EAGER_PAGES = 64  # fewer pages than this wait for more while CRIU is at work
 _PATIENCE_S = 0.5
 _SETTLED_NS = 20_000_000  # file times advance in steps of up to 10 ms: only a file that is older has one that tells of later changes
 _DIGEST = 32
+
+_NEW_PIECE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_NEW_FILE = _NEW_PIECE | os.O_TRUNC
 
 _Message = tuple[str, bytes, dict[str, Any]]  # kind, payload, fields
 
@@ -135,18 +140,20 @@ class FolderSender:
         try:
             ask(self._peer, self._sender)
             self._sender.versions.begin(self._folder)
-            complete = False
+            complete, looked = False, clock.now()
             while not complete and not self._stopped.is_set():
                 complete = self._complete.is_set()  # asked before looking: what is there then is all there is
                 moved = self._gather(complete=complete)
                 if self._parts and (complete or (not moved and self._gathered >= _EAGER_PAGES and self._ahead.empty())):
                     self._hand_over()
-                if complete or moved >= CHUNK_PAGES:
+                if complete:
                     continue
-                if self._eager and not moved:
+                if self._eager and clock.now() - looked > _OTHERS_EVERY_S:
                     for message in self._other_files(complete=False):
                         self._put(message)
-                self._complete.wait(_LOOK_EVERY_S)
+                    looked = clock.now()
+                if moved < CHUNK_PAGES:
+                    self._complete.wait(_LOOK_EVERY_S)
         finally:
             self._put(None)
 
@@ -265,37 +272,42 @@ class FolderSender:
 
         Before CRIU is done only files that it seems to be done with, as are those of finished tasks. One that changes later is sent again.
         """
-        if complete and not all((self._folder / name).exists() for name in self._early):
+        with os.scandir(self._folder) as found:
+            entries = sorted(found, key=attrgetter("name"))
+        if complete and self._early.keys() - {entry.name for entry in entries}:
             raise EmulabError("an image was removed after it had been sent")
         names: list[tuple[str, int, int]] = []
         content = bytearray()
-        for path in sorted(self._folder.iterdir()):
+        for entry in entries:
             self._give_way()
-            if path.name in _LOCAL or path.suffix == ".log" or (not complete and _is_pages(path.name)):
+            name = entry.name
+            if name in _LOCAL or name.endswith(".log") or (not complete and _is_pages(name)):
                 continue
             try:
-                status = path.stat()
+                status = entry.stat()
             except FileNotFoundError:
                 continue
             identity = status.st_size, status.st_mtime_ns
-            if not stat.S_ISREG(status.st_mode) or self._early.get(path.name) == identity:
+            if not stat.S_ISREG(status.st_mode) or self._early.get(name) == identity:
                 continue
             if not complete:
                 if not status.st_size or status.st_size > _EARLY_SIZE or time.time_ns() - status.st_mtime_ns < _SETTLED_NS:
                     continue
-                self._early[path.name] = identity
-            offset = self._sent.get(path.name, 0) * PAGE  # of a pages file only what is less than a page is left
-            with path.open("rb", buffering=0) as file:
-                file.seek(offset)
-                if not status.st_size and path.name not in self._sent:
-                    names.append((path.name, 0, 0))
-                while data := file.read(_PIECES - len(content)):
-                    names.append((path.name, offset, len(data)))
+                self._early[name] = identity
+            offset = self._sent.get(name, 0) * PAGE  # of a pages file only what is less than a page is left
+            file = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if not status.st_size and name not in self._sent:
+                    names.append((name, 0, 0))
+                while data := os.pread(file, _PIECES - len(content), offset):
+                    names.append((name, offset, len(data)))
                     content += data
                     offset += len(data)
                     if len(content) == _PIECES:
                         yield names, bytes(content)
                         names, content = [], bytearray()
+            finally:
+                os.close(file)
         if names:
             yield names, bytes(content)
 
@@ -347,10 +359,14 @@ class FolderReceiver:
             raise EmulabError("image files arrived that are not as large as they should be")
         at = 0
         for name, offset, size in pieces:
-            with (self._folder / name).open("ab" if offset else "wb") as file:  # one that comes again has changed
-                if file.tell() != offset:
+            file = os.open(self._folder / name, _NEW_PIECE if offset else _NEW_FILE, 0o600)  # one that comes again has changed
+            try:
+                if os.lseek(file, 0, os.SEEK_END) != offset:
                     raise EmulabError(f"a piece of {name} arrived out of order")
-                file.write(data[at : at + size])
+                if os.write(file, data[at : at + size]) != size:
+                    raise EmulabError(f"there is no room for {name}")
+            finally:
+                os.close(file)
             at += size
         return False
 

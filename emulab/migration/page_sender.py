@@ -82,20 +82,11 @@ class PageSender:
         for digest, file, page in zip(self._known, self._file_of, self._page_of, strict=True):
             yield digest, self._files[file], page
 
-    def chunk(self, folder: Path, parts: Sequence[Part], data: bytes, give_way: Callable[[], object] = lambda: None) -> Chunk:
-        """Next chunk to send: ``data`` is the content of ``parts``, files of ``folder``, but for those that are like others.
-
-        Memory: about three times its size. ``give_way`` is called every millisecond or so.
-        """
-        return self.pack(self.name(folder, parts, data, give_way))
-
-    def pack(self, named: Named) -> Chunk:
-        """Chunks must be packed in the order in which they were named; another thread may do it."""
-        kind, content = self._compressor.pack(named.fresh) if named.fresh else (0, b"")
-        return Chunk(named.parts, named.digest, pack_refs(named.refs), kind, content)
-
     def name(self, folder: Path, parts: Sequence[Part], data: bytes, give_way: Callable[[], object] = lambda: None) -> Named:
-        """The first half of ``chunk``: everything but compressing."""
+        """Next chunk to ``pack``: ``data`` is the content of ``parts``, files of ``folder``, but for those that are like others.
+
+        Memory: about twice its size. ``give_way`` is called every millisecond or so.
+        """
         refs = array("I")
         fresh: list[bytes] = []  # to be sent
         new: list[bytes] = []  # the pages themselves
@@ -151,6 +142,11 @@ class PageSender:
         self.pages += len(refs)
         self.zero_pages += refs.count(ZERO_REF)
         return Named(tuple(parts), told.digest(), refs, fresh)
+
+    def pack(self, named: Named) -> Chunk:
+        """Compress a chunk. In the order in which they were named; another thread may do it."""
+        kind, content = self._compressor.pack(named.fresh) if named.fresh else (0, b"")
+        return Chunk(named.parts, named.digest, pack_refs(named.refs), kind, content)
 
     def _introduce(
         self, page: bytes, number: int, digest: bytes, earlier: int | None, before_chunk: int, sources: _Sources, fresh: list[bytes]

@@ -68,12 +68,12 @@ class Ends:
                 data += content[at * PAGE : (at + take) * PAGE]
                 at, pages_left = at + take, pages_left - take
                 if len(data) == CHUNK_PAGES * PAGE:
-                    yield self.sender.chunk(self.there, parts, data)
+                    yield self.sender.pack(self.sender.name(self.there, parts, data))
                     parts, data = [], b""
                 if not content:
                     break
         if parts:
-            yield self.sender.chunk(self.there, parts, data)
+            yield self.sender.pack(self.sender.name(self.there, parts, data))
 
     def move(self, *files):
         """Send files; returns what arrived."""

@@ -141,7 +141,7 @@ def test_keeping_in_the_background_removes_the_images_and_a_visit_waits_for_it(t
     (images / "final").mkdir(parents=True)
     pages, _ = fill(images / "final", 500)
     sender = PageSender()
-    sender.chunk(images / "final", [Part("pages-1.img", 0, 500)], b"".join(pages))
+    sender.name(images / "final", [Part("pages-1.img", 0, 500)], b"".join(pages))
     keep_in_background("web", sender, images, folder)
     assert places(folder, pages) == list(range(500))
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
@@ -154,7 +154,7 @@ def test_keeping_leaves_nothing_behind_when_the_images_are_gone(tmp_path, folder
     sender = PageSender()
     (tmp_path / "out").mkdir()
     pages, _ = fill(tmp_path, 5)
-    sender.chunk(tmp_path / "out", [Part("pages-1.img", 0, 5)], b"".join(pages))
+    sender.name(tmp_path / "out", [Part("pages-1.img", 0, 5)], b"".join(pages))
     keep_in_background("web", sender, tmp_path / "out", folder)
     assert places(folder, pages) == [None] * 5
     assert list(folder.iterdir()) == []
@@ -186,7 +186,7 @@ def test_the_destination_is_asked_once_and_only_if_wanted(tmp_path, folder):
     ask(peer, sender)
     ask(peer, sender)
     assert peer.asked == ["stored"]
-    sender.chunk(tmp_path, [Part("pages-1.img", 0, 20)], b"".join(pages))
+    sender.name(tmp_path, [Part("pages-1.img", 0, 20)], b"".join(pages))
     assert sender.stored_pages == 20
 
 
