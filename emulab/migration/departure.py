@@ -237,6 +237,7 @@ class Departure:
             try:
                 self.dump.wait_until_dumped(self.left(), meanwhile=self.stream.poll, check=self.control.check)
             except BaseException:
+                self.dump.settle()
                 self.guest.cgroup.freeze()  # a CRIU that died has let the tasks run, with their connections half taken apart
                 raise
             # CRIU has thawed the cgroup and holds the tasks by ptrace alone: should it die after the commit, they must not run.

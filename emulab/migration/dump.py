@@ -14,6 +14,8 @@ from emulab.criu.standby import HookedStandby
 from emulab.errors import EmulabError
 from emulab.migration.pages import PAGE
 
+_PATIENCE_S = 10.0
+
 
 class FinalDump:
     """``criu dump`` of a frozen guest, held at ``post-dump``: ``refuse`` lets CRIU undo it all, ``end`` ends CRIU alone.
@@ -51,6 +53,15 @@ class FinalDump:
                 raise EmulabError(f"CRIU dump failed: {read_deciding_line(self._images / 'dump.log', code)}")
             if clock.now() > end:
                 raise EmulabError(f"CRIU dump took longer than {timeout_s:.1f} s")
+
+    def settle(self) -> None:
+        """Wait until CRIU is at its hook, or has ended. Its tasks have to be able to run until then: those of a frozen cgroup would not
+        answer it. One that takes longer than ``_PATIENCE_S`` is ended.
+        """
+        end = clock.now() + _PATIENCE_S
+        while not self._dumped.wait(0.005) and self._criu.process.poll() is None:
+            if clock.now() > end:
+                self._criu.kill()
 
     def refuse(self) -> None:
         """Answer no and wait until CRIU has let go of the tasks. Without a hook waiting, CRIU is ended and the tree goes on."""

@@ -8,7 +8,7 @@ import sys
 import threading
 from dataclasses import asdict, dataclass
 
-from accidents import Scene
+from accidents import Killed, Scene
 from conftest import SETTINGS, SLOWNESS, TRACKER, answers, settled, wait_until
 
 from emulab.agent.rpc import RemoteError
@@ -22,6 +22,7 @@ _ROUTES = {
     "host5": ("host1", "host2"),
 }
 
+_SOON_S = 5.0  # after a program was killed, the guest is not left standing until somebody's patience ends
 # A migration ordered by a process of its own: project, subnet, guest, destination, options.
 _COMMANDER = """
 import json, sys
@@ -65,6 +66,8 @@ def run_case(guest, strategy, phase, accident):
         row.runs_on = "source" if settled(guest) == source else "destination"
     row.outcome = row.outcome or ("committed" if row.runs_on == "destination" else "aborted")
     row.client = client["error"] or "continued"
+    if row.outcome == "aborted" and isinstance(accident, Killed) and phase in ("dump", "transfer"):
+        assert client["longest_s"] < _SOON_S * SLOWNESS, f"the guest stood still for {client['longest_s']:.1f} s"
     assert (row.outcome == "committed") == (row.runs_on == "destination"), row
     assert row.error or row.outcome == "committed", row
     again = onwards if row.runs_on == "destination" else destination
