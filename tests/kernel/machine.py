@@ -218,7 +218,7 @@ class Machine:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("EMULAB_KERNEL_FOLDER", "/var/cache/emulab-kernel")))
-    parser.add_argument("--memory", type=int, default=6144, metavar="MIB")
+    parser.add_argument("--memory", type=int, default=8192, metavar="MIB")
     parser.add_argument("--port", type=int, default=int(os.environ.get("EMULAB_KERNEL_PORT", "2280")))
     parser.add_argument("--build-images", action="store_true", help="build the images there (an hour) instead of copying this engine's")
     parser.add_argument("action", choices=("test", "up", "prepare", "run", "pytest", "down", "remove"))
