@@ -54,8 +54,7 @@ class Arrival:
         self._folder = IMAGES / f"in-{self.key}"
         self._give_way = GiveWay(PATIENCE_S, stay_behind=True)
         self._waits = bool(first.fields.get("waits"))  # whether the source says that its guest is one to wait for
-        give_way = GiveWay(_STORE_PATIENCE_S if self._waits else 0.0)
-        self._visit = store.Visit(self.spec.name, give_way=give_way)
+        self._visit = store.Visit(self.spec.name, give_way=GiveWay(_STORE_PATIENCE_S if self._waits else 0.0))
         self._pages = PageReceiver(self.distinct, self._visit)
         self._layer = LayerReceiver(self.guest.rootfs.upper, self._let_guests_go)
         self._images = FolderReceiver(self._folder, self._pages)

@@ -140,14 +140,14 @@ class FolderSender:
         try:
             ask(self._peer, self._sender)
             self._sender.versions.begin(self._folder)
-            complete, looked = False, clock.now()
-            while not complete and not self._stopped.is_set():
+            looked = clock.now()
+            while not self._stopped.is_set():
                 complete = self._complete.is_set()  # asked before looking: what is there then is all there is
                 moved = self._gather(complete=complete)
                 if self._parts and (complete or (not moved and self._gathered >= _EAGER_PAGES and self._ahead.empty())):
                     self._hand_over()
                 if complete:
-                    continue
+                    break
                 if self._eager and clock.now() - looked > _OTHERS_EVERY_S:
                     for message in self._other_files(complete=False):
                         self._put(message)

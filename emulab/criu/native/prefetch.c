@@ -2,9 +2,9 @@
  * prefetch - part of shim.so. CRIU saves one task after another in one thread; half of that time the kernel formats
  * /proc/PID/smaps and looks up /proc/PID/map_files. Every task stands still meanwhile, so a second thread asks the same
  * questions ahead of CRIU and hands over the kernel's own answers: the text of smaps (range and VmFlags lines, the only
- * ones that CRIU reads), the result of each fstatat(), the open descriptors with their fdinfo, and which pages there are. A private mapping that
- * the task before had too, line for line, is not looked up again: tasks that were forked from one another map the same
- * files at the same addresses.
+ * ones that CRIU reads), the result of each fstatat(), the open descriptors with their fdinfo, and which pages there are.
+ * A private mapping that the task before had too, line for line, is not looked up again: tasks that were forked from one
+ * another map the same files at the same addresses.
  *
  * It starts when CRIU opens its first smaps: by then every task has been stopped. What it has not reached, or does not
  * know, CRIU asks the kernel itself.
@@ -440,10 +440,12 @@ void prefetch_opened(int fd, int dir, const char *path)
 		known->is_self = 1;
 	else if (number(path))
 		known->pid = number(path);
-	else if (parent && parent->pid && current && parent->pid == current->pid && !strcmp(path, "map_files"))
-		known->slot = current;
-	else if (parent && parent->pid && current && parent->pid == current->pid && !strcmp(path, "pagemap"))
-		known->pages = current;
+	else if (parent && parent->pid && current && parent->pid == current->pid) {
+		if (!strcmp(path, "map_files"))
+			known->slot = current;
+		else if (!strcmp(path, "pagemap"))
+			known->pages = current;
+	}
 }
 
 /* Answer an fstatat() of CRIU's; 0 = it has to ask the kernel. */
