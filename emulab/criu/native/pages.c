@@ -108,13 +108,13 @@ static const struct file *find(int fd)
 	return NULL;
 }
 
-/* Put a page of a number that is known to exist where CRIU wants it. */
-void pages_copy(void *to, uint32_t number)
+/* Put a part of a page, whose number is known to exist, where CRIU wants it. */
+void pages_copy(void *to, uint32_t number, size_t from, size_t size)
 {
 	if (number == ZERO)
-		memset(to, 0, PAGE);
+		memset(to, 0, size);
 	else
-		memcpy(to, distinct + (size_t)number * PAGE, PAGE);
+		memcpy(to, distinct + (size_t)number * PAGE + from, size);
 }
 
 static int exists(uint32_t number)
@@ -136,13 +136,9 @@ static ssize_t fill(const struct file *file, char *data, size_t size, off_t at)
 			errno = EIO;
 			return -1;
 		}
-		if (part == PAGE) {
-			pages_copy(data + done, number);
+		pages_copy(data + done, number, in_page, part);
+		if (part == PAGE)
 			same_filled((uintptr_t)data + done, number);
-		} else if (number == ZERO)
-			memset(data + done, 0, part);
-		else
-			memcpy(data + done, distinct + (size_t)number * PAGE + in_page, part);
 		done += part;
 	}
 	return done;
@@ -154,7 +150,9 @@ ssize_t pread64(int fd, void *data, size_t size, off_t at)
 	if (!file)
 		return syscall(SYS_pread64, fd, data, size, at);
 	size_t page = at / PAGE;
-	if (size == PAGE && at % PAGE == 0 && page < file->count && exists(file->numbers[page]) && same_read((uintptr_t)data, file->numbers[page]))
+	if (size != PAGE || at % PAGE || page >= file->count || !exists(file->numbers[page]))
+		same_left();
+	else if (same_read((uintptr_t)data, file->numbers[page]))
 		return PAGE;
 	return fill(file, data, size, at);
 }
@@ -164,6 +162,7 @@ ssize_t preadv64(int fd, const struct iovec *parts, int count, off_t at)
 	const struct file *file = file_count ? find(fd) : NULL;
 	if (!file)
 		return syscall(SYS_preadv, fd, parts, count, at, 0);
+	same_left();
 	ssize_t done = 0;
 	for (int i = 0; i < count; i++) {
 		ssize_t got = fill(file, parts[i].iov_base, parts[i].iov_len, at + done);

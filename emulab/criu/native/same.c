@@ -30,11 +30,11 @@ static struct {
 } last;
 static uintptr_t compared; /* a buffer that CRIU has compared after it read a page into it */
 
-/* NULL if there is none, and none is to be made or can be. */
+/* Of a whole page. NULL if there is none, and none is to be made or can be. */
 static uint32_t *entry(uintptr_t at, int make)
 {
 	size_t page = at / PAGE;
-	if (page / REGION >= REGIONS)
+	if (at % PAGE || page / REGION >= REGIONS)
 		return NULL;
 	uint32_t **region = &regions[page / REGION];
 	if (!*region) {
@@ -54,7 +54,7 @@ static uint32_t noted(uint32_t number)
 
 void same_filled(uintptr_t at, uint32_t number)
 {
-	uint32_t *known = at % PAGE ? NULL : entry(at, 1);
+	uint32_t *known = entry(at, 1);
 	if (known)
 		*known = noted(number);
 }
@@ -94,10 +94,17 @@ int same_read(uintptr_t buffer, uint32_t number)
 	return last.empty = buffer == compared;
 }
 
-void same_closed(void)
+/* CRIU reads something else: what comes into that buffer now is not a page of ours. */
+void same_left(void)
 {
 	settled();
-	last.buffer = compared = 0;
+	last.buffer = 0;
+}
+
+void same_closed(void)
+{
+	same_left();
+	compared = 0;
 }
 
 int memcmp(const void *one, const void *other, size_t size)
@@ -108,13 +115,14 @@ int memcmp(const void *one, const void *other, size_t size)
 		real = dlsym(RTLD_NEXT, "memcmp");
 	if (size != PAGE || buffer != last.buffer)
 		return real(one, other, size);
-	uint32_t *known = at % PAGE ? NULL : entry(at, 1), number = noted(last.number);
+	uint32_t *known = entry(at, 1), number = noted(last.number);
 	int same = known && *known == number && last.empty;
 	if (last.empty && !same)
-		pages_copy((void *)buffer, last.number);
+		pages_copy((void *)buffer, last.number, 0, PAGE);
 	if (known && *known != number)
 		*known = number; /* CRIU copies it there if it is not there yet */
-	compared = buffer;
+	if (at % PAGE == 0) /* as it is with CRIU */
+		compared = buffer;
 	last.buffer = 0;
 	return same ? 0 : real(one, other, size);
 }

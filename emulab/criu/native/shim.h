@@ -37,12 +37,13 @@ void premap_load(void);
 void pages_load(void);
 void pages_opened(int fd, int dir, const char *path);
 void pages_forget(int fd);
-void pages_copy(void *to, uint32_t number);
+void pages_copy(void *to, uint32_t number, size_t from, size_t size);
 
 /* same.c */
 void same_filled(uintptr_t at, uint32_t number);
 void same_replaced(uintptr_t at, size_t size);
 int same_read(uintptr_t buffer, uint32_t number);
+void same_left(void);
 void same_closed(void);
 
 #endif
