@@ -45,14 +45,20 @@ class Pagemap:
 
 def messages(data: bytes) -> Iterator[tuple[int, int]]:
     """Where each message of an image begins and ends. Raises ValueError if it is cut off."""
-    at = _MAGICS
-    while at < len(data):
-        if at + _LENGTH.size > len(data):
-            raise ValueError("an image ends within a message")
+    end = _MAGICS
+    for begin, end in whole_messages(data, _MAGICS):
+        yield begin, end
+    if end < len(data):
+        raise ValueError("an image ends within a message")
+
+
+def whole_messages(data: bytes, at: int = 0) -> Iterator[tuple[int, int]]:
+    """The same of what is there of an image so far, from a place at which a message begins."""
+    while at + _LENGTH.size <= len(data):
         (size,) = _LENGTH.unpack_from(data, at)
         at += _LENGTH.size
         if at + size > len(data):
-            raise ValueError("an image ends within a message")
+            return
         yield at, at + size
         at += size
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import socket
+import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from emulab.criu.hooks import HookServer, Verdict
 from emulab.errors import EmulabError
 from emulab.nice import NORMAL, renice
 
+_ANSWER = struct.Struct("=i")
 _PATH = "/usr/local/lib/emulab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # our tar comes first
 
 
@@ -42,14 +44,14 @@ class Standby:
     """A CRIU that is loaded and waits (in ``shim.so``) for ``go``. It ends by itself if its agent ends, or at ``close``."""
 
     def __init__(self, call: CriuCall) -> None:
-        gate, self._go = os.pipe()
+        self._go, gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self.process = _popen(call, {**call.env, "EMULAB_SHIM_GATE": str(gate)}, (gate, *call.descriptors))
+            self.process = _popen(call, {**call.env, "EMULAB_SHIM_GATE": str(gate.fileno())}, (gate.fileno(), *call.descriptors))
         except BaseException:
-            os.close(self._go)
+            self._go.close()
             raise
         finally:
-            os.close(gate)
+            gate.close()
         self._open = True
 
     def go(self) -> subprocess.Popen[bytes]:
@@ -57,11 +59,26 @@ class Standby:
         try:
             if not self._open:
                 raise BrokenPipeError
-            os.write(self._go, b"g")
+            self._go.send(b"g", socket.MSG_NOSIGNAL)
         except OSError as error:
             raise EmulabError(f"CRIU ended before it was to begin (code {self.process.poll()})") from error
         self._shut()
         return self.process
+
+    def put(self, orders: bytes, timeout_s: float = 10.0) -> int:
+        """Let it put pages into its memory (``struct prefill_order`` of native/shim.h). Not after ``go``.
+
+        Returns how many pages its memory has grown by. Raises EmulabError if it could not.
+        """
+        try:
+            self._go.settimeout(timeout_s)
+            self._go.send(orders, socket.MSG_NOSIGNAL)
+            (grown,) = _ANSWER.unpack(self._go.recv(_ANSWER.size))
+        except (OSError, struct.error) as error:
+            raise EmulabError(f"CRIU does not answer: {error}") from error
+        if grown < 0:
+            raise EmulabError("CRIU has no memory, or no such pages")
+        return int(grown)
 
     def close(self) -> None:
         """Without ``go`` before: it ends and has done nothing. Safe to repeat."""
@@ -72,7 +89,7 @@ class Standby:
     def _shut(self) -> None:
         if self._open:
             self._open = False
-            os.close(self._go)
+            self._go.close()
 
 
 class HookedStandby(Standby):

@@ -25,8 +25,10 @@ from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.lazy.handover import DaemonProcess
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.pages import DISTINCT
+from emulab.migration.prefill import LARGE, Prefill
 from emulab.migration.priority import PATIENCE_S, GiveWay, behind_guests, go_first
 from emulab.migration.reserve import Reserve
+from emulab.nice import BEHIND, NORMAL, renice
 from emulab.node import link
 from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
 
@@ -34,6 +36,7 @@ log = logging.getLogger("emulab.migration")
 
 IMAGES = Path("/run/emulab")
 FINAL = "final"  # the image folder of the final dump
+_PREFILL_PATIENCE_S = 10.0  # for the rest of it, just before the freeze
 _STORE_PATIENCE_S = 1.0  # its pages are to be offered before the first round, and reading through a large store takes as long itself
 
 
@@ -132,7 +135,12 @@ class Arrival:
     def _image_message(self, message: Incoming) -> None:
         self._waits = bool(message.fields.get("waits", self._waits))
         self._let_guests_go()
-        if self._images.handle(message):
+        complete = self._images.handle(message)
+        if self._restore and self._restore.prefill:
+            if message.kind == "folder":
+                self._restore.prefill.folder(self._folder / str(message.fields["folder"]))
+            self._restore.prefill.arrived()
+        if complete:
             self._peer.send("ok")
 
     # -- steps -------------------------------------------------------------------------------------------------------------------------
@@ -159,6 +167,11 @@ class Arrival:
         images, guest = (max(0, int(message.fields[name])) for name in ("images", "guest"))
         self._waits = bool(message.fields["waits"])
         self._guest_bytes = min(guest, self.spec.memory_bytes)
+        if self.daemon is None and self._guest_bytes >= LARGE and _Restore.in_place:
+            if self._restore is None:
+                self._restore = _Restore(self, self._folder / FINAL)
+                self._restore.fill(self._let_guests_go)
+            self._guest_bytes = LARGE  # what is left to be filled in the freeze
         self._reserve.want(min(images, self.spec.memory_bytes) + self._guest_bytes)
 
     def _hold_frames(self, _: Incoming) -> None:
@@ -166,7 +179,12 @@ class Arrival:
         self._give_way.end()
         if self._hold is None:
             self._hold = FrameHold(link.INNER_PORT, self.spec.mac)
-            self._restore = _Restore(self, self._folder / FINAL)
+            if self._restore and not self._restore.ready():
+                log.warning("%s is restored without memory that was filled before", self.spec.name)
+                self._restore.refuse()
+                self._restore = None
+            if self._restore is None:
+                self._restore = _Restore(self, self._folder / FINAL)
         self._peer.send("ok")
 
     def _draw_frames(self) -> None:
@@ -306,6 +324,7 @@ class _Restore:
             in_place=_Restore.in_place,
         )
         verdicts = {"setup-namespaces": self._setup_namespaces, "post-restore": self._at_gate, "pre-resume": self._pre_resume}
+        self.prefill: Prefill | None = None
         self._criu = HookedStandby(call, hook_socket, verdicts)
 
     def _setup_namespaces(self, pid: int) -> bool:
@@ -328,6 +347,17 @@ class _Restore:
             self._one_cpu.release()
         self._arrival.plug_and_release()
         return True
+
+    def fill(self, give_way: Callable[[], object]) -> None:
+        """Begin to put what arrives into the memory of large tasks-to-be."""
+        renice(self._criu.process.pid, BEHIND)
+        self.prefill = Prefill(self._criu, give_way, self._arrival.spec.memory_bytes)
+
+    def ready(self) -> bool:
+        """Let the filling end; returns whether it has, and CRIU still waits."""
+        filled = self.prefill is None or self.prefill.finish(_PREFILL_PATIENCE_S)
+        renice(self._criu.process.pid, NORMAL)
+        return filled and self._criu.process.poll() is None
 
     def run_to_gate(self, timeout_s: float = 60.0) -> None:
         self._criu.go()
@@ -368,6 +398,8 @@ class _Restore:
 
     def refuse(self) -> None:
         """Close the gate for good: CRIU ends everything it restored."""
+        if self.prefill:
+            self.prefill.close()
         self._gate.set()
         self._criu.stop()
         self.close()

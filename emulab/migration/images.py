@@ -12,7 +12,7 @@ import queue
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from itertools import groupby
 from operator import attrgetter
@@ -38,6 +38,7 @@ _INDEX = 16 * 1024 * 1024
 _LOOK_EVERY_S = 0.025  # a look costs a millisecond of the CPU that CRIU needs; what grows by much is read without waiting
 _OTHERS_EVERY_S = 0.05
 _EARLY_SIZE = 256 * 1024  # bytes of a file that may be sent before the end, and once more
+_GROWN = 1024  # bytes of a page map: some 10 000 pages
 _EAGER_PAGES = 64  # fewer pages than this wait for more while CRIU is at work
 _PATIENCE_S = 0.5
 _SETTLED_NS = 20_000_000  # file times advance in steps of up to 10 ms: only a file that is older has one that tells of later changes
@@ -47,6 +48,7 @@ _NEW_PIECE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _NEW_FILE = _NEW_PIECE | os.O_TRUNC
 
 _Message = tuple[str, bytes, dict[str, Any]]  # kind, payload, fields
+_Pieces = tuple[list[tuple[str, int, int]], bytes]  # (name, offset, size) of pieces of files, and their content
 
 
 def check_file_name(name: str) -> str:
@@ -65,7 +67,7 @@ class FolderSender:
 
     The connection belongs to it until ``finish`` or ``close`` has returned. ``give_way`` is called by its threads
     every millisecond or so. ``alike``: stretches of the pages files that are left as holes, because the same pages are elsewhere.
-    ``eager``: other files, too, are sent before the end.
+    ``eager``: other files, too, are sent before the end. ``maps_grow``: page maps are only ever appended to, and travel as they grow.
     """
 
     def __init__(
@@ -77,10 +79,12 @@ class FolderSender:
         give_way: GiveWay | None = None,
         alike: Alike | None = None,
         eager: bool = False,
+        maps_grow: bool = False,
     ) -> None:
         self._peer = peer
         self._alike = alike or Alike()
         self._eager = eager
+        self._maps_grow = maps_grow
         self._give_way = give_way or GiveWay(0.0)
         self._folder = folder
         self._sender = sender
@@ -89,7 +93,9 @@ class FolderSender:
         self._parts: list[Part] = []  # of the chunk that is being gathered
         self._data: list[bytes] = []
         self._gathered = self._read_pages = 0  # pages of ``_parts``, and of ``_data``
+        self._mapped: dict[str, int] = {}  # bytes of each page map that have been sent before the end
         self._early: dict[str, tuple[int, int]] = {}  # size and time of other files that have been sent before the end
+        self._looked = clock.now()
         self._ahead: queue.Queue[_Message | Named | None] = queue.Queue(_AHEAD)  # a None ends it
         self._complete = threading.Event()
         self._stopped = threading.Event()
@@ -110,7 +116,7 @@ class FolderSender:
         for thread in self._threads:
             thread.join()
         self.poll()
-        for kind, payload, fields in self._other_files(complete=True):
+        for kind, payload, fields in self._packed_files(self._pieces(complete=True)):
             self._peer.send(kind, payload, **fields)
         self._peer.send("folder-end")
 
@@ -140,7 +146,6 @@ class FolderSender:
         try:
             ask(self._peer, self._sender)
             self._sender.versions.begin(self._folder)
-            looked = clock.now()
             while not self._stopped.is_set():
                 complete = self._complete.is_set()  # asked before looking: what is there then is all there is
                 moved = self._gather(complete=complete)
@@ -148,10 +153,7 @@ class FolderSender:
                     self._hand_over()
                 if complete:
                     break
-                if self._eager and clock.now() - looked > _OTHERS_EVERY_S:
-                    for message in self._other_files(complete=False):
-                        self._put(message)
-                    looked = clock.now()
+                self._look_at_others()
                 if moved < CHUNK_PAGES:
                     self._complete.wait(_LOOK_EVERY_S)
         finally:
@@ -230,6 +232,7 @@ class FolderSender:
         self._parts, self._data = [], []
         self._gathered = self._read_pages = 0
         self._put(named)
+        self._look_at_others()
 
     def _put(self, item: _Message | Named | None) -> None:
         while True:
@@ -261,14 +264,38 @@ class FolderSender:
 
     # -- everything else ---------------------------------------------------------------------------------------------------------------
 
-    def _other_files(self, *, complete: bool) -> Iterator[_Message]:
+    def _packed_files(self, pieces: Iterable[_Pieces]) -> Iterator[_Message]:
         compressor = zstandard.ZstdCompressor(level=3)
-        for names, content in self._pieces(complete=complete):
+        for names, content in pieces:
             index = json.dumps(names, separators=(",", ":")).encode()
             yield "files", compressor.compress(index + content), {"index": len(index), "size": len(content)}
 
-    def _pieces(self, *, complete: bool) -> Iterator[tuple[list[tuple[str, int, int]], bytes]]:
-        """[(name, offset, size)] and content of what is not pages, however large it is, and has not been sent as it is now.
+    def _look_at_others(self) -> None:
+        """Now and then: what of other files can be sent before the end."""
+        if not (self._eager or self._maps_grow) or clock.now() - self._looked < _OTHERS_EVERY_S:
+            return
+        for message in self._packed_files(self._pieces(complete=False) if self._eager else self._grown_maps()):
+            self._put(message)
+        self._looked = clock.now()
+
+    def _grown_maps(self) -> Iterator[_Pieces]:
+        """What large page maps have grown by."""
+        with os.scandir(self._folder) as found:
+            maps = [entry for entry in found if entry.name.startswith("pagemap-")]
+        names, content = [], bytearray()
+        for entry in maps:
+            sent = self._mapped.get(entry.name, 0)
+            if entry.stat().st_size >= sent + _GROWN and len(content) < _PIECES:
+                with open(entry.path, "rb", buffering=0) as file:
+                    data = os.pread(file.fileno(), _PIECES - len(content), sent)
+                names.append((entry.name, sent, len(data)))
+                content += data
+                self._mapped[entry.name] = sent + len(data)
+        if names:
+            yield names, bytes(content)
+
+    def _pieces(self, *, complete: bool) -> Iterator[_Pieces]:
+        """Of what is not pages, however large it is, and has not been sent as it is now.
 
         Before CRIU is done only files that it seems to be done with, as are those of finished tasks. One that changes later is sent again.
         """
@@ -294,7 +321,8 @@ class FolderSender:
                 if not status.st_size or status.st_size > _EARLY_SIZE or time.time_ns() - status.st_mtime_ns < _SETTLED_NS:
                     continue
                 self._early[name] = identity
-            offset = self._sent.get(name, 0) * PAGE  # of a pages file only what is less than a page is left
+            # Of a pages file only what is less than a page is left.
+            offset = self._sent[name] * PAGE if name in self._sent else self._mapped.get(name, 0)
             file = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if not status.st_size and name not in self._sent:

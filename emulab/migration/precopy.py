@@ -105,7 +105,9 @@ class PreCopyRounds:
             distinct = leaving.sender.sent_pages
             alike = Alike()
             # It sends while the images are still being written.
-            leaving.stream = FolderSender(leaving.peer, images, leaving.sender, give_way=self._give_way, alike=alike)
+            leaving.stream = FolderSender(
+                leaving.peer, images, leaving.sender, give_way=self._give_way, alike=alike, maps_grow=self._live is not None
+            )
             guest.cgroup.lift_quota()  # a throttled task could not reach its stop before the next period
             try:
                 self._tracker.arm(tasks, self._give_way)

@@ -14,7 +14,7 @@ import emulab.criu
 
 NATIVE = Path(emulab.criu.__file__).parent / "native"
 FUZZ = Path(__file__).parent / "native" / "premap_fuzz.c"
-_OUTCOME = r"(\d+) tasks, (\d+) with a window, (\d+) of (\d+) mappings in place, (\d+) of (\d+) pages unread\n"
+_OUTCOME = r"(\d+) tasks, (\d+) with a window, (\d+) of (\d+) mappings in place, (\d+) of (\d+) pages unread, (\d+) of (\d+) there before\n"
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,9 @@ def play(tmp_path_factory):
     def play(**changed: str) -> subprocess.CompletedProcess[str]:
         """``changed``: sources by name that are not as they should be."""
         folder = tmp_path_factory.mktemp("premap")
-        for name in ("premap", "pages", "same"):
+        for name in ("premap", "pages", "same", "prefill"):
             (folder / f"{name}.c").write_text(changed.get(name, source(name)))
-        others = (folder / "pages.c", folder / "same.c")
+        others = [folder / f"{name}.c" for name in ("pages", "same", "prefill")]
         subprocess.run((compiler, "-O1", "-I", folder, "-I", NATIVE, "-o", folder / "fuzz", FUZZ, *others), check=True)
         return subprocess.run((folder / "fuzz", "400", folder), capture_output=True, text=True, timeout=100, check=False)
 
@@ -44,10 +44,11 @@ def test_every_page_of_every_task_is_where_it_belongs(play):
     assert outcome.returncode == 0, outcome.stderr
     found = re.fullmatch(_OUTCOME, outcome.stdout)
     assert found is not None
-    tasks, windows, in_place, mappings, unread, compared = map(int, found.groups())
+    tasks, windows, in_place, mappings, unread, compared, there, read = map(int, found.groups())
     assert tasks / 4 < windows < tasks  # both ways were taken: CRIU's where its variable is not to be found
     assert in_place > 0.8 * mappings
     assert 0.2 * compared < unread < compared
+    assert 0.05 * read < there < read
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,12 @@ def test_every_page_of_every_task_is_where_it_belongs(play):
         ("same", "same_replaced((uintptr_t)at, size);", ""),
         ("same", "number + 1 ? number + 1 : number", "number + 1"),
         ("same", "*known = number; ", ""),
+        ("same", "*new = known ? *known : 0;", "*new = known ? *known + 1 : 0;"),
+        ("prefill", "\tdrop(segment, reached, segment->high);", ""),
+        ("prefill", "drop(segment, reached, start < segment->high ? start : segment->high);", ""),
+        ("prefill", "\tsame_replaced(at, end - start);", ""),
+        ("prefill", "next += SEGMENT + ALIGNED;", "next += SEGMENT;"),
+        ("prefill", "\twhile (segment_count)\n\t\tdiscard(&segments[0]);\n}", "}"),
     ],
     ids=[
         "what is in place is cut off",
@@ -71,6 +78,12 @@ def test_every_page_of_every_task_is_where_it_belongs(play):
         "a page that is gone",
         "a page of zeros",
         "a page that was changed",
+        "a page that was moved",
+        "pages behind the last one",
+        "pages between others",
+        "a page that was removed is still noted",
+        "a mapping in two pieces",
+        "what CRIU keeps",
     ],
 )
 def test_a_mistake_would_be_noticed(play, name, sound, broken):

@@ -136,9 +136,12 @@ static ssize_t fill(const struct file *file, char *data, size_t size, off_t at)
 			errno = EIO;
 			return -1;
 		}
-		pages_copy(data + done, number, in_page, part);
-		if (part == PAGE)
+		if (part < PAGE)
+			pages_copy(data + done, number, in_page, part);
+		else if (!same_is((uintptr_t)data + done, number)) {
+			pages_copy(data + done, number, 0, PAGE);
 			same_filled((uintptr_t)data + done, number);
+		}
 		done += part;
 	}
 	return done;

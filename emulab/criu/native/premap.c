@@ -32,6 +32,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "image.h"
 #include "shim.h"
 
 /* CRIU's images/vma.proto and include/image.h */
@@ -45,8 +46,6 @@
 #define FAR (1UL << 30) /* mappings farther apart do not share a window */
 #define SPARE (64UL << 20) /* below the lowest: the kernel puts new mappings there, and forked tasks have some */
 #define CHUNKS 2048
-
-struct range { uintptr_t start, end; };
 
 struct ranges {
 	int count;
@@ -109,54 +108,19 @@ static size_t length(const struct range *range)
 
 /* ---- the images --------------------------------------------------------------------------------------------------- */
 
-static const uint8_t *varint(const uint8_t *at, const uint8_t *end, uint64_t *value)
-{
-	*value = 0;
-	for (int shift = 0; at < end && shift < 64; shift += 7) {
-		*value |= (uint64_t)(*at & 0x7f) << shift;
-		if (!(*at++ & 0x80))
-			return at;
-	}
-	return NULL;
-}
-
-/* One field of a message; returns what follows it. ``value`` is a number or, for kind 2, the length of the bytes at ``data``. */
-static const uint8_t *field(const uint8_t *at, const uint8_t *end, unsigned *number, uint64_t *value, const uint8_t **data)
-{
-	uint64_t key;
-	*data = NULL;
-	if (!(at = varint(at, end, &key)))
-		return NULL;
-	*number = key >> 3;
-	switch (key & 7) {
-	case 0:
-		return varint(at, end, value);
-	case 1:
-		return end - at < 8 ? NULL : at + 8;
-	case 5:
-		return end - at < 4 ? NULL : at + 4;
-	case 2:
-		if (!(at = varint(at, end, value)) || *value > (uint64_t)(end - at))
-			return NULL;
-		*data = at;
-		return at + *value;
-	}
-	return NULL;
-}
-
 static int parse(struct task *task, const uint8_t *at, const uint8_t *end)
 {
 	const uint8_t *data, *inner;
 	unsigned number;
 	uint64_t value;
 	while (at < end) {
-		if (!(at = field(at, end, &number, &value, &data)))
+		if (!(at = image_field(at, end, &number, &value, &data)))
 			return -1;
 		if (number != 14 || !data)
 			continue;
 		uint64_t start = 0, stop = 0, status = 0;
 		for (const uint8_t *p = data, *last = data + value; p < last;) {
-			if (!(p = field(p, last, &number, &value, &inner)))
+			if (!(p = image_field(p, last, &number, &value, &inner)))
 				return -1;
 			if (number == 1)
 				start = value;
@@ -211,6 +175,8 @@ void premap_load(void)
 		tasks = larger;
 		tasks[task_count++] = task;
 	}
+	for (int i = 0; i < task_count; i++)
+		prefill_settle(dirfd(folder), tasks[i].pid, tasks[i].mappings.all, tasks[i].mappings.count);
 	closedir(folder);
 }
 
@@ -502,6 +468,7 @@ static void clear(void)
 		syscall(SYS_munmap, at, window.end - at);
 	free(made.all);
 	window_pid = 0;
+	prefill_taken(owner->pid);
 }
 
 /* ---- what CRIU calls ---------------------------------------------------------------------------------------------- */
@@ -517,17 +484,24 @@ static void clear(void)
 
 HIDDEN void *map_steered(void *at, size_t size, int protection, int flags, int fd, off_t offset, struct caller *caller)
 {
+	const struct range *made = NULL; /* one of this task's */
 	if (task_count && !at && protection == PROT_NONE && flags == (MAP_PRIVATE | MAP_ANONYMOUS) && fd == 0) {
 		uintptr_t start = begin(size);
 		if (start)
 			return (void *)start;
-	} else if (flags & MAP_FIXED && concerns((uintptr_t)at) && !(at = (void *)steer((uintptr_t)at, size, 0, caller))) {
-		errno = EINVAL;
-		return MAP_FAILED;
+	} else if (flags & MAP_FIXED && concerns((uintptr_t)at)) {
+		if (!(at = (void *)steer((uintptr_t)at, size, 0, caller))) {
+			errno = EINVAL;
+			return MAP_FAILED;
+		}
+		if (window.at)
+			made = &owner->mappings.all[next - 1];
 	}
 	void *got = plain(at, size, protection, flags, fd, offset);
 	if (got != MAP_FAILED)
 		same_replaced((uintptr_t)got, size);
+	if (got != MAP_FAILED && made && prefill_take(owner->pid, made, (uintptr_t)got, protection, flags))
+		return MAP_FAILED;
 	if (got != MAP_FAILED && flags == (MAP_SHARED | MAP_ANONYMOUS) && task_count && chunk_count < CHUNKS)
 		chunks[chunk_count++] = (struct range){ (uintptr_t)got, (uintptr_t)got + size };
 	return got;

@@ -59,6 +59,36 @@ void same_filled(uintptr_t at, uint32_t number)
 		*known = noted(number);
 }
 
+/* Whether this page is there. */
+int same_is(uintptr_t at, uint32_t number)
+{
+	const uint32_t *known = entry(at, 0);
+	return known && *known == noted(number);
+}
+
+/* Whether any page is known to be there. */
+int same_knows(uintptr_t at, size_t size)
+{
+	for (uintptr_t page = at; page < at + size;) {
+		const uint32_t *known = entry(page, 0);
+		if (known && *known)
+			return 1;
+		page = known ? page + PAGE : (page / PAGE / REGION + 1) * REGION * PAGE;
+	}
+	return 0;
+}
+
+void same_moved(uintptr_t from, size_t size, uintptr_t to)
+{
+	for (size_t done = 0; done < size; done += PAGE) {
+		uint32_t *known = entry(from + done, 0), *new = entry(to + done, known && *known);
+		if (new)
+			*new = known ? *known : 0;
+		if (known)
+			*known = 0;
+	}
+}
+
 /* Other memory is there now, or none. */
 void same_replaced(uintptr_t at, size_t size)
 {

@@ -10,11 +10,12 @@
  * mappings is asked ahead by a second thread (prefetch.c); the connection tracking table of a network namespace that
  * tracks nothing is empty (the kernel would search the whole machine's: 13 ms each time, twice in every final dump).
  *
- * At a restore: pages files are put together from distinct pages (pages.c), and mappings are made in their final place
- * (premap.c).
+ * At a restore: pages files are put together from distinct pages (pages.c), mappings are made in their final place
+ * (premap.c), and large tasks' memory is filled before the freeze (prefill.c).
  *
  * EMULAB_SHIM_STOCK=1  none of the latter: only what stands in for a missing kernel feature. For comparisons.
- * EMULAB_SHIM_GATE=FD  the program is loaded but does nothing before a byte comes; at the end of the pipe it ends.
+ * EMULAB_SHIM_GATE=FD  the program is loaded but does nothing before a message of one byte comes on this socket, other than what
+ *                      longer ones ask of it (prefill.c); when the other end is closed it ends.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -40,21 +41,28 @@
 static int stand_in, final_dump, stock;
 static int untracked = -1; /* a socket on the connection tracking of a namespace that tracks nothing */
 
-/* So that CRIU is started and loaded before the freeze, and begins at once when it is wanted. */
+/* So that CRIU is started and loaded before the freeze, and begins at once when it is wanted: at a message of one byte. */
 static void wait_at_gate(void)
 {
+	static char message[1 << 16];
 	const char *gate = getenv("EMULAB_SHIM_GATE");
-	char byte;
 	if (!gate)
 		return;
 	int fd = atoi(gate);
-	ssize_t got;
-	while ((got = syscall(SYS_read, fd, &byte, 1)) < 0 && errno == EINTR)
-		;
+	for (;;) {
+		ssize_t got = syscall(SYS_read, fd, message, sizeof message);
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got <= 0)
+			_exit(1);
+		if (got == 1)
+			break;
+		int answer = prefill_put(message, got);
+		if (syscall(SYS_write, fd, &answer, sizeof answer) != sizeof answer)
+			_exit(1);
+	}
 	syscall(SYS_close, fd);
 	unsetenv("EMULAB_SHIM_GATE"); /* not for the programs that CRIU starts */
-	if (got != 1)
-		_exit(1);
 }
 
 __attribute__((constructor)) static void init(void)
@@ -67,6 +75,7 @@ __attribute__((constructor)) static void init(void)
 	final_dump = getenv("EMULAB_SHIM_FINAL") != NULL;
 	if (!stock) {
 		premap_load();
+		prefill_settled();
 		pages_load();
 	}
 }
@@ -269,6 +278,7 @@ int openat64(int dir, const char *path, int flags, ...)
 	mode_t mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(list, mode_t) : 0;
 	va_end(list);
 	int fd;
+	prefill_release();
 	if (!stock && prefetch_openat(dir, path, flags, &fd))
 		return fd;
 	fd = syscall(SYS_openat, dir, path, flags, mode);
@@ -289,6 +299,7 @@ int fstatat64(int dir, const char *path, struct stat64 *status, int flags)
 
 int close(int fd)
 {
+	prefill_release();
 	prefetch_forget(fd);
 	if (fd == untracked)
 		untracked = -1;
@@ -335,4 +346,28 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 	if (fd >= 0 && fd == untracked)
 		return 0; /* the end of the answer */
 	return syscall(SYS_recvmsg, fd, message, flags);
+}
+
+/* Tasks are made by clone3(), helpers in the following ways. */
+pid_t fork(void)
+{
+	static pid_t (*real)(void);
+	if (!real)
+		real = dlsym(RTLD_NEXT, "fork");
+	prefill_share(0);
+	pid_t pid = real();
+	if (pid)
+		prefill_share(1);
+	return pid;
+}
+
+int clone(int (*function)(void *), void *stack, int flags, void *argument, ...)
+{
+	static int (*real)(int (*)(void *), void *, int, void *, ...);
+	if (!real)
+		real = dlsym(RTLD_NEXT, "clone");
+	prefill_share(0);
+	int pid = real(function, stack, flags, argument);
+	prefill_share(1);
+	return pid;
 }

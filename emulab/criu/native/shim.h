@@ -8,6 +8,8 @@
 
 #include "scan.h"
 
+struct range { uintptr_t start, end; };
+
 /* scan.c */
 struct scanned {
 	uint64_t kinds; /* categories that were asked for */
@@ -33,6 +35,21 @@ void prefetch_forget(int fd);
 /* premap.c */
 void premap_load(void);
 
+/* prefill.c */
+struct prefill_order {
+	uint64_t address; /* of a task */
+	uint32_t pid; /* its number inside the guest */
+	uint32_t number, count; /* distinct pages: the first, and how many */
+	uint32_t unused;
+};
+int prefill_put(const void *orders, size_t size);
+void prefill_settle(int folder, int pid, const struct range *mappings, int count);
+void prefill_settled(void);
+int prefill_take(int pid, const struct range *range, uintptr_t at, int protection, int flags);
+void prefill_taken(int pid);
+void prefill_release(void);
+void prefill_share(int yes);
+
 /* pages.c */
 void pages_load(void);
 void pages_opened(int fd, int dir, const char *path);
@@ -42,6 +59,9 @@ void pages_copy(void *to, uint32_t number, size_t from, size_t size);
 /* same.c */
 void same_filled(uintptr_t at, uint32_t number);
 void same_replaced(uintptr_t at, size_t size);
+void same_moved(uintptr_t from, size_t size, uintptr_t to);
+int same_knows(uintptr_t at, size_t size);
+int same_is(uintptr_t at, uint32_t number);
 int same_read(uintptr_t buffer, uint32_t number);
 void same_left(void);
 void same_closed(void);

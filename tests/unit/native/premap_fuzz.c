@@ -1,9 +1,10 @@
 /*
- * Plays CRIU's part to premap.c and same.c, and its restorer's: families of tasks with random private mappings, each generation
- * inherits some, drops some and adds some, and has some of its parent's pages, lacks some and changes some. In the end every page
- * must be where it belongs with what was put there, in every task, and nothing else in what the restorer keeps. Prints how many
- * tasks there were, how many of them had a window, how many of their mappings did not have to be moved, and how many pages were
- * compared, and how many of those in the end by memcmp.
+ * Plays CRIU's part to premap.c, same.c and prefill.c, and its restorer's: families of tasks with random private mappings, each
+ * generation inherits some, drops some and adds some, and has some of its parent's pages, lacks some and changes some. Memory of
+ * the first one was filled before, with right pages, wrong ones, and some that it does not have. In the end every page must be
+ * where it belongs with what was put there, in every task, and nothing else in what the restorer keeps. Prints how many tasks there
+ * were, how many of them had a window, how many of their mappings did not have to be moved, how many pages were compared, and how
+ * many of those in the end by memcmp, how many were read, and how many of those were there before.
  */
 #include "premap.c"
 #include <assert.h>
@@ -15,7 +16,9 @@
 #define LONGEST 6    /* pages of a mapping */
 #define DISTINCT 8   /* pages: few, so that a mistaken number is often the right one */
 
-enum { LOST = 1, LEFT_OVER = 2 };
+#define NOT_NAMED (DISTINCT + 1) /* a page that is in no image; DISTINCT is a page of zeros that is */
+
+enum { LOST = 1, LEFT_OVER = 2, IN_PIECES = 4, KEPT = 8 };
 
 struct layout {
 	int count;
@@ -24,16 +27,22 @@ struct layout {
 	unsigned content[MOST][LONGEST]; /* numbers of pages */
 };
 
-static struct { int tasks, windows, mappings, in_place, compared, unread; } *seen;
+static struct { int tasks, windows, mappings, in_place, compared, unread, read, there, first_has_window; } *seen;
 static int images; /* the pages file: page N has number N, and after the last one is a page of zeros */
 static struct task family[GENERATIONS];
 static struct { long before; uintptr_t addr; size_t len; } *info; /* CRIU's notes, of each generation */
 static unsigned seed;
 static int map_shows, remap_shows; /* whether the variable is in a register */
+static int me; /* 0 = CRIU */
+
+pid_t getpid(void)
+{
+	return me;
+}
 
 static unsigned word(unsigned page)
 {
-	return page == DISTINCT ? 0 : page * 2654435761u + 1;
+	return page >= DISTINCT ? 0 : page * 2654435761u + 1;
 }
 
 static int holds(uintptr_t at, size_t size, const unsigned *content)
@@ -45,14 +54,27 @@ static int holds(uintptr_t at, size_t size, const unsigned *content)
 	return 1;
 }
 
-/* Pages of a mapping that is new. */
-static void fill(uintptr_t at, size_t size, unsigned *content)
+/* What the pages of a mapping that is new are to hold: neighbours of each other, or nothing. */
+static void think_of(size_t size, unsigned *content)
 {
 	unsigned first = rand() % (DISTINCT + 1 - size / PAGE);
-	struct iovec parts[] = { { (void *)at, PAGE }, { (void *)(at + PAGE), size - PAGE } };
 	for (size_t i = 0; i < size / PAGE; i++)
-		content[i] = first + i;
-	assert(preadv64(images, parts, 1 + (size > PAGE), (off_t)first * PAGE) == (ssize_t)size);
+		content[i] = rand() % 4 ? first + i : NOT_NAMED;
+}
+
+static void fill(uintptr_t at, size_t size, const unsigned *content)
+{
+	for (size_t i = 0, n; i < size / PAGE; i += n) {
+		for (n = 1; content[i] != NOT_NAMED && i + n < size / PAGE && content[i + n] == content[i] + n; n++)
+			;
+		if (content[i] == NOT_NAMED)
+			continue;
+		for (size_t k = 0; k < n; k++)
+			__atomic_add_fetch(&seen->there, content[i] + k < DISTINCT && same_is(at + (i + k) * PAGE, content[i] + k), __ATOMIC_SEQ_CST);
+		__atomic_add_fetch(&seen->read, n, __ATOMIC_SEQ_CST);
+		struct iovec parts[] = { { (void *)(at + i * PAGE), PAGE }, { (void *)(at + (i + 1) * PAGE), (n - 1) * PAGE } };
+		assert(preadv64(images, parts, 1 + (n > 1), (off_t)content[i] * PAGE) == (ssize_t)(n * PAGE));
+	}
 }
 
 /* A mapping that is the parent's: some pages are as they were, some are not, some are gone. */
@@ -62,11 +84,13 @@ static void compare(uintptr_t at, size_t size, unsigned *content)
 	memset(untouched, 0x55, PAGE);
 	for (size_t i = 0; i < size / PAGE; i++) {
 		void *page = (void *)(at + i * PAGE);
+		if (content[i] == NOT_NAMED && rand() % 2)
+			continue;
 		if (rand() % 8 == 0) {
 			assert(!madvise(page, PAGE, MADV_DONTNEED));
 			content[i] = DISTINCT;
 		}
-		if (rand() % 8 == 0)
+		if (content[i] == NOT_NAMED || rand() % 8 == 0)
 			content[i] = rand() % (DISTINCT + 1);
 		memcpy(buffer, untouched, PAGE);
 		assert(pread64(images, buffer, PAGE, (off_t)content[i] * PAGE) == PAGE);
@@ -171,9 +195,27 @@ static void move(struct layout *mine, int i)
 	assert(bring(mine->at[i], length(&mine->final[i]), mine->final[i].start) != MAP_FAILED);
 }
 
+/* A mapping is one for its task, too. */
+static int in_pieces(const struct layout *mine)
+{
+	FILE *maps = fopen("/proc/self/maps", "r");
+	char line[400];
+	int found = 0;
+	while (fgets(line, sizeof line, maps)) {
+		uintptr_t from, to;
+		assert(sscanf(line, "%lx-%lx", &from, &to) == 2);
+		for (int i = 0; i < mine->count; i++)
+			found |= (from > mine->final[i].start && from < mine->final[i].end) || (to > mine->final[i].start && to < mine->final[i].end);
+	}
+	fclose(maps);
+	return found;
+}
+
 static int restorer(struct layout *mine, uintptr_t start, uintptr_t end)
 {
 	int windowed = window.at != NULL, i;
+	if (me == 1)
+		seen->first_has_window = windowed;
 	char *page = plain(NULL, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *place = plain(NULL, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert(mremap(page, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place);
@@ -196,16 +238,17 @@ static int restorer(struct layout *mine, uintptr_t start, uintptr_t end)
 	for (i = 0; i < mine->count; i++)
 		if (!holds(mine->final[i].start, length(&mine->final[i]), mine->content[i]))
 			return LOST;
-	return 0;
+	return in_pieces(mine) ? IN_PIECES : 0;
 }
 
-__attribute__((noinline, noclone)) static int live(int generation, const struct layout *parent)
+__attribute__((noinline, noclone)) static int live(int generation, const struct layout *parent, const struct layout *thought_of)
 {
-	struct layout mine = parent ? heir(parent) : first();
+	struct layout mine = parent ? heir(parent) : *thought_of;
 	int result = 0;
 	volatile uintptr_t to;
 	if (!mine.count)
 		return 0;
+	me = generation + 1;
 	tasks[generation] = (struct task){ getpid(), { mine.count, mine.final } };
 	size_t sum = rand() % 8 ? 0 : 2 * PAGE; /* CRIU counts something that is not known here */
 	for (int i = 0; i < mine.count; i++)
@@ -228,6 +271,8 @@ __attribute__((noinline, noclone)) static int live(int generation, const struct 
 		} else {
 			got = called(mmap64, to, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, &to, map_shows);
 			assert(got != (uintptr_t)MAP_FAILED);
+			if (parent)
+				think_of(size, mine.content[i]);
 			fill(got, size, mine.content[i]);
 		}
 		mine.at[i] = got;
@@ -246,12 +291,97 @@ __attribute__((noinline, noclone)) static int live(int generation, const struct 
 		pid_t pid = fork();
 		if (!pid) {
 			srand(seed * 31 + generation * 7 + child);
-			exit(live(generation + 1, &mine));
+			exit(live(generation + 1, &mine, NULL));
 		}
 		waitpid(pid, &status, 0);
 		result |= WIFEXITED(status) ? WEXITSTATUS(status) : LOST;
 	}
 	return result | restorer(&mine, start, end);
+}
+
+static void put_number(FILE *file, uint64_t value)
+{
+	for (; value > 0x7f; value >>= 7)
+		fputc(0x80 | (value & 0x7f), file);
+	fputc(value, file);
+}
+
+/* Which pages are in images, as CRIU tells. */
+static void write_page_map(const struct layout *layout)
+{
+	static const char magics[8];
+	FILE *file = fopen("pagemap-1.img", "w"), *body;
+	char message[64];
+	fwrite(magics, 1, sizeof magics, file);
+	for (int i = -1; i < layout->count; i++)
+		for (size_t k = 0; k < (i < 0 ? 1 : length(&layout->final[i]) / PAGE); k++) {
+			if (i >= 0 && layout->content[i][k] == NOT_NAMED)
+				continue;
+			body = fmemopen(message, sizeof message, "w");
+			fputc(0x08, body);
+			put_number(body, i < 0 ? 1 : layout->final[i].start + k * PAGE);
+			if (i >= 0) {
+				fwrite("\x10\0\x20", 1, 3, body);
+				put_number(body, rand() % 2 ? 1 : 4);
+				fwrite("\x28\1", 1, 2, body);
+			}
+			uint32_t size = ftell(body);
+			fclose(body);
+			fwrite(&size, 1, sizeof size, file);
+			fwrite(message, 1, size, file);
+		}
+	fclose(file);
+}
+
+/* Before the freeze: some of what the first task had then, and what it has now. */
+static void fill_before(const struct layout *layout)
+{
+	int dir = open(".", O_RDONLY | O_DIRECTORY);
+	for (int i = 0; i < layout->count; i++)
+		for (size_t k = 0; k < length(&layout->final[i]) / PAGE; k++) {
+			unsigned content = layout->content[i][k];
+			struct prefill_order order = { .address = layout->final[i].start + k * PAGE, .pid = 1, .count = 1, .number = content };
+			if (rand() % 3 == 0)
+				continue;
+			if (content >= DISTINCT || rand() % 6 == 0)
+				order.number = rand() % DISTINCT;
+			if (rand() % 8 == 0)
+				order.address -= PAGE;
+			assert(prefill_put(&order, sizeof order) >= 0);
+		}
+	write_page_map(layout);
+	prefill_settle(dir, 1, layout->final, layout->count);
+	prefill_settled();
+	close(dir);
+}
+
+/* Whether CRIU still has any of it. */
+static int kept(void)
+{
+	char line[400];
+	int found = 0;
+	FILE *maps = fopen("/proc/self/maps", "r");
+	while (fgets(line, sizeof line, maps))
+		found |= !strncmp(line, "2000", 4);
+	fclose(maps);
+	return found;
+}
+
+static int family_lives(void)
+{
+	struct layout layout = first();
+	int status, filled = rand() % 4 != 0;
+	for (int i = 0; i < layout.count; i++)
+		think_of(length(&layout.final[i]), layout.content[i]);
+	if (filled)
+		fill_before(&layout);
+	pid_t pid = fork();
+	if (!pid)
+		exit(live(0, NULL, &layout));
+	waitpid(pid, &status, 0);
+	prefill_release();
+	status = WIFEXITED(status) ? WEXITSTATUS(status) : LOST;
+	return status | (filled && seen->first_has_window && kept() ? KEPT : 0);
 }
 
 /* Images, as the agent at the destination leaves them. */
@@ -269,6 +399,7 @@ static void write_images(const char *folder)
 	}
 	setenv("EMULAB_SHIM_PAGES", "distinct", 1);
 	pages_load();
+	setenv("EMULAB_SHIM_PAGES", "distinct", 1); /* once more, for prefill.c */
 	assert((images = open("pages-1.img", O_RDONLY)) >= 0);
 	pages_opened(images, dir, "pages-1.img");
 }
@@ -288,7 +419,7 @@ int main(int count, char **words)
 			map_shows = seed % 4 != 0;
 			remap_shows = seed % 4 > 1;
 			info = mmap64(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, 0, 0);
-			exit(live(0, NULL));
+			exit(family_lives());
 		}
 		waitpid(pid, &status, 0);
 		if (!WIFEXITED(status) || WEXITSTATUS(status)) {
@@ -296,7 +427,7 @@ int main(int count, char **words)
 			return 1;
 		}
 	}
-	printf("%d tasks, %d with a window, %d of %d mappings in place, %d of %d pages unread\n", seen->tasks, seen->windows, seen->in_place, seen->mappings,
-	       seen->unread, seen->compared);
+	printf("%d tasks, %d with a window, %d of %d mappings in place, %d of %d pages unread, %d of %d there before\n", seen->tasks, seen->windows,
+	       seen->in_place, seen->mappings, seen->unread, seen->compared, seen->there, seen->read);
 	return 0;
 }
