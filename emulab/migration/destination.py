@@ -25,7 +25,7 @@ from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.lazy.handover import DaemonProcess
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.pages import DISTINCT
-from emulab.migration.prefill import LARGE, Prefill
+from emulab.migration.prefill import Prefill, is_worth_it
 from emulab.migration.priority import PATIENCE_S, GiveWay, behind_guests, go_first
 from emulab.migration.reserve import Reserve
 from emulab.nice import BEHIND, NORMAL, renice
@@ -164,14 +164,14 @@ class Arrival:
         self._peer.send("ok")
 
     def _make_room(self, message: Incoming) -> None:
-        images, guest = (max(0, int(message.fields[name])) for name in ("images", "guest"))
+        images, guest, large = (max(0, int(message.fields[name])) for name in ("images", "guest", "large"))
         self._waits = bool(message.fields["waits"])
         self._guest_bytes = min(guest, self.spec.memory_bytes)
-        if self.daemon is None and self._guest_bytes >= LARGE and _Restore.in_place:
+        if self.daemon is None and is_worth_it(large) and _Restore.in_place:
             if self._restore is None:
                 self._restore = _Restore(self, self._folder / FINAL)
                 self._restore.fill(self._let_guests_go)
-            self._guest_bytes = LARGE  # what is left to be filled in the freeze
+            self._guest_bytes = max(0, self._guest_bytes - large)
         self._reserve.want(min(images, self.spec.memory_bytes) + self._guest_bytes)
 
     def _hold_frames(self, _: Incoming) -> None:
@@ -241,6 +241,7 @@ class Arrival:
             stages=times,
             hold_since_s=self._hold_since,
             frames_held=self._hold.released if self._hold else 0,
+            pages_filled=self._restore.pages_filled,
         )
 
     def _await_memory(self) -> None:
@@ -352,6 +353,10 @@ class _Restore:
         """Begin to put what arrives into the memory of large tasks-to-be."""
         renice(self._criu.process.pid, BEHIND)
         self.prefill = Prefill(self._criu, give_way, self._arrival.spec.memory_bytes)
+
+    @property
+    def pages_filled(self) -> int:
+        return self.prefill.pages if self.prefill else 0
 
     def ready(self) -> bool:
         """Let the filling end; returns whether it has, and CRIU still waits."""

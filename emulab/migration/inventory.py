@@ -11,13 +11,14 @@ from emulab.migration.layer import walk
 from emulab.node.guest import Guest
 
 PAGE = 4096
+MANY = 2048  # pages of its own: a task whose memory is filled before the freeze
 
 
 @dataclass(frozen=True)
 class Inventory:
     """``own_pages``: private anonymous pages, counted once per task as CRIU dumps them; ``distinct_pages``: the same with pages that tasks
-    share copy-on-write counted once (proportional set size); ``shared_pages``: of memory shared between tasks, which CRIU saves in the
-    final dump only.
+    share copy-on-write counted once (proportional set size), ``large_pages`` those of tasks that have at least ``MANY`` of them;
+    ``shared_pages``: of memory shared between tasks, which CRIU saves in the final dump only.
     """
 
     tasks: int
@@ -25,6 +26,7 @@ class Inventory:
     own_pages: int
     distinct_pages: int
     shared_pages: int
+    large_pages: int = 0
 
     @property
     def resident_bytes(self) -> int:
@@ -38,7 +40,7 @@ class Inventory:
 def take_inventory(pids: Iterable[int], proc: Path = Path("/proc")) -> Inventory:
     """From ``/proc/PID/smaps_rollup`` and ``maps``: about a millisecond per task. Tasks that end meanwhile are left out."""
     tasks = mappings = own = 0
-    distinct = shared = 0.0
+    distinct = shared = large = 0.0
     for pid in pids:
         try:
             rollup = parse_rollup((proc / str(pid) / "smaps_rollup").read_text())
@@ -48,9 +50,11 @@ def take_inventory(pids: Iterable[int], proc: Path = Path("/proc")) -> Inventory
         tasks += 1
         mappings += maps.count(b"\n")
         own += rollup.get("Anonymous", 0)
-        distinct += rollup.get("Pss_Anon", 0)
+        anonymous = rollup.get("Pss_Anon", 0)
+        distinct += anonymous
+        large += anonymous if anonymous >= MANY * PAGE else 0
         shared += rollup.get("Pss_Shmem", 0)
-    return Inventory(tasks, mappings, own // PAGE, int(distinct) // PAGE, int(shared) // PAGE)
+    return Inventory(tasks, mappings, own // PAGE, int(distinct) // PAGE, int(shared) // PAGE, int(large) // PAGE)
 
 
 def count_mappings(pids: Iterable[int]) -> int:

@@ -74,6 +74,7 @@ class Report:
     pages_from_store: int = 0  # which the destination had kept from an earlier visit
     bytes_from_store: int = 0
     pages_changed: int = 0  # of which only the difference from an earlier version crossed
+    pages_filled: int = 0  # at the destination, in the memory of large tasks before the freeze
     layer_bytes: int = 0
     tasks: int = 0
     tcp_established: int = 0

@@ -16,6 +16,7 @@ from emulab.errors import EmulabError
 from emulab.migration.inventory import Inventory, moving_bytes, take_inventory
 from emulab.migration.model import Options
 from emulab.migration.predict import PAGE, Machine, Prediction, Rest, Wire, predict
+from emulab.migration.prefill import filled_before
 from emulab.migration.priority import is_waited_for
 from emulab.migration.rounds import Round, StopRule
 from emulab.migration.strategies import STRATEGIES
@@ -127,7 +128,8 @@ def _blackout(found: Inventory, options: Options, wire: Wire, machine: Machine, 
     sent = found.shared_pages + (0 if later else distinct)
     all_pages = found.own_pages + found.shared_pages - (left if later else 0)
     distinct_pages = max(0, found.distinct_pages - (distinct if later else 0)) + found.shared_pages
-    expected = predict(Rest(found.tasks, found.mappings, saved, all_pages, distinct_pages), wire, machine)
+    filled = filled_before(found, STRATEGIES[options.strategy], left)
+    expected = predict(Rest(found.tasks, found.mappings, saved, all_pages, distinct_pages, filled_pages=filled), wire, machine)
     return Prediction(**{**asdict(expected), "transfer_s": max(wire.seconds(sent, other), saved * wire.page_s)})
 
 

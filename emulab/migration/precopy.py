@@ -19,6 +19,7 @@ from emulab.migration.inventory import count_mappings, take_inventory
 from emulab.migration.live import LiveRounds
 from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
+from emulab.migration.prefill import filled_before
 from emulab.migration.progress import Progress
 from emulab.migration.rounds import Round, StopRule, is_hot
 from emulab.migration.same_frame import Alike
@@ -79,7 +80,8 @@ class PreCopyRounds:
         images = (found.shared_pages + (0 if STRATEGIES[self._leaving.options.strategy].pages_follow else pages)) * PAGE
         self._leaving.reserve.want(images)
         guest = (found.distinct_pages + found.shared_pages) * PAGE
-        self._leaving.peer.send("make-room", images=images, guest=guest, waits=self._give_way.waits)
+        large = found.large_pages * PAGE
+        self._leaving.peer.send("make-room", images=images, guest=guest, large=large, waits=self._give_way.waits)
 
     def _tighten(self, reason: str) -> bool:
         """Withhold more CPU from the guest; False if there is nothing left to withhold."""
@@ -129,14 +131,16 @@ class PreCopyRounds:
         fresh = pages if number > 1 else leaving.sender.sent_pages - distinct
         self._learn_wire(pages, fresh, image_bytes, sent_s)
         leaving.machine.saw_round(frozen_s=frozen_s, tasks=len(tasks), mappings=mappings, pages=pages)
+        strategy = STRATEGIES[leaving.options.strategy]
         dirty = self._dirty.count(self._give_way.between(guest.cgroup.pids()))
         ended = clock.now()
         rest = Rest(
             tasks=len(tasks),
             mappings=mappings,
-            pages=self._found.shared_pages + (0 if STRATEGIES[leaving.options.strategy].pages_follow else dirty),
+            pages=self._found.shared_pages + (0 if strategy.pages_follow else dirty),
             all_pages=self._found.own_pages + self._found.shared_pages,
             distinct_pages=self._found.distinct_pages + self._found.shared_pages,
+            filled_pages=filled_before(self._found, strategy, dirty),
         )
         prediction = predict(rest, leaving.wire, leaving.machine)
         leaving.expected_blackout_s = prediction.total_s

@@ -5,7 +5,7 @@ The blackout is the sum of::
     freeze     until every task stands still and its frames are held elsewhere
     dump       per task, per mapping, per page that the final dump still has to save
     transfer   those pages, after deduplication and compression, at the rate of the link; or as fast as pages were hashed so far
-    restore    per task, per mapping, per page of the whole guest (less for one that a task shares with its parent)
+    restore    per task, per mapping, per page of the whole guest (less for one that was there before, or is its parent's)
     resume     commit, hooks, network
 
 and every per-task cost is scaled by the freezes that the rounds have measured on this machine and by what the last migrations from this
@@ -36,6 +36,7 @@ class Costs:
     restore_mapping: float = 23e-6
     restore_page: float = 3.7e-6
     restore_repeat: float = 1.0e-6  # compared with the parent's and found to be the same
+    restore_filled: float = 0.3e-6  # its entries in page tables, copied and moved; known to be the one
     freeze: float = 0.01
     resume: float = 0.07
     send_page: float = 8e-6  # hashing, compressing, writing: 500 MB/s
@@ -46,7 +47,8 @@ class Costs:
 @dataclass(frozen=True)
 class Rest:
     """What a freeze would find. ``pages``: still to be saved and sent; ``all_pages``: of the guest, each task's counted;
-    ``distinct_pages``: of them, with those that tasks share counted once; ``other_bytes``: layer, on the wire.
+    ``distinct_pages``: of them, with those that tasks share counted once; ``filled_pages``: of these, in memory at the destination
+    before the freeze; ``other_bytes``: layer, on the wire.
     """
 
     tasks: int
@@ -55,6 +57,7 @@ class Rest:
     all_pages: int
     distinct_pages: int
     other_bytes: int = 0
+    filled_pages: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def predict(rest: Rest, wire: Wire, machine: Machine) -> Prediction:
     costs, scale = machine.costs, machine.pre_dump
     dump = rest.tasks * costs.dump_task + rest.mappings * costs.dump_mapping
     restore = rest.tasks * costs.restore_task + rest.mappings * costs.restore_mapping
-    pages = rest.distinct_pages * costs.restore_page + (rest.all_pages - rest.distinct_pages) * costs.restore_repeat
+    pages = (rest.distinct_pages - rest.filled_pages) * costs.restore_page + rest.filled_pages * costs.restore_filled
+    pages += (rest.all_pages - rest.distinct_pages) * costs.restore_repeat
     return Prediction(
         freeze_s=costs.freeze,
         dump_s=(dump * scale + rest.pages * costs.dump_page) * machine.dump,

@@ -22,19 +22,33 @@ from pathlib import Path
 from emulab.criu.pagemap import PAGE, PRESENT, entry, numbers, whole_messages
 from emulab.criu.standby import Standby
 from emulab.errors import EmulabError
+from emulab.migration.inventory import MANY, Inventory
 from emulab.migration.pages import NUMBERS, ZERO_REF
 from emulab.migration.reserve import available
+from emulab.migration.strategies import Strategy
 
 log = logging.getLogger("emulab.migration")
 
-LARGE = 64 * 2**20  # bytes: a guest for which it pays
-_LEAST = 2048  # pages of its own: a task for which it does
+_LARGE = 32 * 2**20  # bytes, in tasks that have many: a guest for which it pays
 _AT_ONCE = 256  # pages that are put in a millisecond
 _SHARE = 31 / 32  # of the guest's memory limit: CRIU itself needs some
 _SPARE = 256 * 2**20  # bytes that the node must have left
 _LOOK_EVERY_S = 0.05
 _ORDER = struct.Struct("=QIIII")  # struct prefill_order: address, task, first distinct page, how many, 0
 _MAGICS, _HEAD = 8, 64  # bytes at the beginning of a page map
+
+
+def is_worth_it(large_bytes: int) -> bool:
+    """``large_bytes``: memory of a guest that is in large tasks."""
+    return large_bytes >= _LARGE
+
+
+def filled_before(found: Inventory, strategy: Strategy, left: int) -> int:
+    """How many pages will be in memory before the freeze, if ``left`` pages are to be sent in it."""
+    if not strategy.has_rounds or strategy.pages_follow or not is_worth_it(found.large_pages * PAGE):
+        return 0
+    return max(0, found.large_pages - left)
+
 
 _Stretch = tuple[int, int, int]  # address, first distinct page, pages
 
@@ -109,7 +123,7 @@ class Prefill:
         self._give_way = give_way
         self._most = int(limit * _SHARE) // PAGE
         self.pages = 0  # filled so far
-        self._seen = 0  # distinct pages below have had their turn
+        self._had = bytearray()  # for each distinct page: whether some task has been the first to have it
         self._tasks: defaultdict[int, _Task] = defaultdict(_Task)
         self._folders: deque[Path] = deque()
         self._sources: dict[Path, _Source] = {}  # of the first of them
@@ -164,14 +178,14 @@ class Prefill:
                 self._sources[pagemap] = _Source(pagemap)
         for source in sorted(self._sources.values(), key=attrgetter("number")):  # as they are sent
             task = self._tasks[source.pid]
-            if task.own < _LEAST and source.arrived < _LEAST:
+            if task.own < MANY and source.arrived < MANY:
                 continue
             for address, found in source.take():
                 self._give_way()
                 for stretch in self._new(address, found):
                     task.own += stretch[2]
                     task.held.append(stretch)
-                if task.own >= _LEAST:
+                if task.own >= MANY:
                     self._put(source.pid, task.held)
                     task.held.clear()
                 if self._stopped:
@@ -184,10 +198,19 @@ class Prefill:
             first, count = found[at], 1
             while at + count < len(found) and found[at + count] == first + count:
                 count += 1
-            if first != ZERO_REF and first >= self._seen:
-                yield address + at * PAGE, first, count
-                self._seen = first + count
+            if first != ZERO_REF:
+                for start, pages in self._not_had(first, count):
+                    yield address + (at + start - first) * PAGE, start, pages
             at += count
+
+    def _not_had(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        had, end = self._had, first + count
+        had.extend(bytes(max(0, end - len(had))))
+        while (start := had.find(0, first, end)) >= 0:
+            first = had.find(1, start, end)
+            first = end if first < 0 else first
+            had[start:first] = b"\1" * (first - start)
+            yield start, first - start
 
     def _put(self, pid: int, stretches: list[_Stretch]) -> None:
         for few in _some(stretches):
