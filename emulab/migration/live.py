@@ -27,6 +27,7 @@ SHARED = "pages-shared.img"  # content that the destination will need, and nothi
 _INVENTORY_MAGIC = 0x58313116
 _IMAGES_V1_1 = 2
 _AT_ONCE = 128 * PAGE
+_MAP_PIECE = 1024  # bytes of a page map that are written together
 _SHARED_MEMORY = ("/dev/zero", "/SYSV", "/memfd:")
 
 Ranges = list[tuple[int, int]]  # [start, end) in bytes, ascending, apart from each other
@@ -108,7 +109,7 @@ class _TaskImages:
         self._same.begin(self._pid, self._name)
         kept, present = without(task.held, written), []
         with (
-            (self._images / f"pagemap-{task.image}.img").open("wb", buffering=0) as pagemap,
+            (self._images / f"pagemap-{task.image}.img").open("wb", buffering=_MAP_PIECE) as pagemap,
             (self._images / self._name).open("wb", buffering=0) as pages,
             open_memory(self._pid) as memory,
         ):
@@ -121,6 +122,7 @@ class _TaskImages:
                 for begin, stop in joined(self._take_range(memory, pages, start, end), _AT_ONCE):
                     pagemap.write(write_entry(begin, stop, PRESENT))
                     present.append((begin, stop))
+            pages.truncate(self._count * PAGE)  # behind the last page that is not a hole
         task.held = merged([*kept, *present])
 
     def _take_range(self, memory: FileIO, pages: FileIO, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -131,13 +133,11 @@ class _TaskImages:
                 count = (stop - begin) // PAGE
                 self._alike.add(self._name, self._count, count, like)
                 self._count += count
-                pages.truncate(self._count * PAGE)
-                pages.seek(self._count * PAGE)
                 yield begin, stop
                 continue
             for address, data in read_memory(memory, begin, stop):
                 self._check()
-                pages.write(data)
+                os.pwrite(pages.fileno(), data, self._count * PAGE)
                 self._same.took(address, len(data) // PAGE, self._count)
                 self._count += len(data) // PAGE
                 yield address, address + len(data)

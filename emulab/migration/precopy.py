@@ -108,7 +108,12 @@ class PreCopyRounds:
             alike = Alike()
             # It sends while the images are still being written.
             leaving.stream = FolderSender(
-                leaving.peer, images, leaving.sender, give_way=self._give_way, alike=alike, maps_grow=self._live is not None
+                leaving.peer,
+                images,
+                leaving.sender,
+                give_way=self._give_way,
+                alike=alike,
+                maps_grow=bool(self._live and filled_before(self._found, STRATEGIES[leaving.options.strategy], 0)),
             )
             guest.cgroup.lift_quota()  # a throttled task could not reach its stop before the next period
             try:

@@ -15,8 +15,8 @@ from emulab.nice import BEHIND, FIRST, NORMAL, renice
 T = TypeVar("T")
 
 PATIENCE_S = 60.0
-_LONGEST_S = 0.015
-_LOOK_S = 0.003
+_LONGEST_S = 0.03
+_LOOK_S = 0.005
 _PIECE_S = 0.001
 _EVERY_S, _FEW_LOOKS, _SOME_LOOKS, _LOOKS, _MOST_LOOKS = 0.04, 4, 8, 20, 14
 _IDLE = 0.02  # of one CPU
