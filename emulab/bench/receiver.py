@@ -145,7 +145,7 @@ class Receiver:
         """Restore and run; answers with the instants of CRIU's stages."""
         guest, images = self.guest, IMAGES / folder
         started = clock.now()
-        guest.rootfs.mount(self._runner)
+        guest.rootfs.mount()
         assert self._hooks is not None
         env = stock.environment(hook_socket=str(self._hooks.path))
         if self._runc:

@@ -213,7 +213,7 @@ class Arrival:
                 secret=self._secret,
             )
         # Mounted only now: an overlay must not be mounted while its upper folder changes underneath it.
-        self.guest.rootfs.mount(self._runner)
+        self.guest.rootfs.mount()
         # CRIU asks for memory in a moment, and to free a gigabyte takes 85 ms: meanwhile.
         threading.Thread(target=self._reserve.give_back, name="give back", daemon=True).start()
         self._restore.run_to_gate()

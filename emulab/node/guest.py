@@ -212,7 +212,7 @@ class Guests:
 
     def _create(self, guest: Guest) -> Guest:
         spec = guest.spec
-        guest.rootfs.mount(self._runner)
+        guest.rootfs.mount()
         bundle = guest.folder / "bundle"
         bundle.mkdir(exist_ok=True)
         config = bundle_config(
