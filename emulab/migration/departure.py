@@ -14,6 +14,7 @@ from typing import Any
 from emulab import clock
 from emulab.command import Runner
 from emulab.criu import commands
+from emulab.criu.breakpoints import Breakpoints
 from emulab.criu.tracker import DirtyTracker
 from emulab.errors import EmulabError
 from emulab.migration import commit, freeze, journal, store, undo
@@ -99,6 +100,7 @@ class Departure:
         self.dump: FinalDump | None = None
         self.one_cpu: OneCpu | None = None
         self.reserve = Reserve(self.give_way)  # for the images of the final dump
+        self.breakpoints: Breakpoints | None = None
         self.pages: ServerProcess | None = None  # post-copy: serves the frozen guest's memory
         self.late_distinct = self.late_zero = 0  # pages that it served
         self.chain: list[Path] = []  # image folders, the oldest first: each one's parent is the one before
@@ -161,6 +163,7 @@ class Departure:
         # For a successor of this agent: whatever the journal says of this guest's earlier moves is over.
         journal.record(self.key, "prepared", role="source", vm=self.guest.spec.name)
         self.folder.mkdir(parents=True)
+        self.breakpoints = Breakpoints()
         spec = self.guest.spec
         self.peer.ask(
             "arrive",
@@ -380,6 +383,8 @@ class Departure:
     def _close(self) -> None:
         self.give_way.end()
         self.reserve.give_back()
+        if self.breakpoints:
+            self.breakpoints.close()
         if self.tracker:
             self.tracker.close()
         if self.dump:

@@ -12,6 +12,7 @@ from pathlib import Path
 from emulab import clock
 from emulab.command import Runner
 from emulab.criu import commands
+from emulab.criu.breakpoints import Breakpoints
 from emulab.criu.chain import link_parents
 from emulab.criu.log import read_deciding_line
 from emulab.criu.standby import HookedStandby
@@ -71,6 +72,7 @@ class Arrival:
         self._secret = secret
         self._pages_port = 0
         self.daemon: DaemonProcess | None = None
+        self._breakpoints: Breakpoints | None = None
         self._prepared = False
         self._committed = False
         self._steps: dict[str, Callable[[Incoming], None]] = {
@@ -108,6 +110,8 @@ class Arrival:
     def clear_away(self) -> None:
         """What the arrival needed and the guest does not. Its next move need not wait for this."""
         self._reserve.give_back()
+        if self._breakpoints:
+            self._breakpoints.close()
         if self.daemon:
             self.daemon.close()
         self._pages.close()
@@ -150,6 +154,7 @@ class Arrival:
         if self._guests.find(self.spec.name) is not None:
             raise EmulabError(f"a guest {self.spec.name} is on this node already")
         self._prepared = True
+        self._breakpoints = Breakpoints()
         journal.record(self.key, "prepared", role="destination", vm=self.spec.name)
         self._folder.mkdir(parents=True)
         self.guest.rootfs.make_folders()
