@@ -12,7 +12,6 @@ import logging
 import os
 import struct
 import threading
-import time
 from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -128,7 +127,8 @@ class Prefill:
         self._folders: deque[Path] = deque()
         self._sources: dict[Path, _Source] = {}  # of the first of them
         self._more = threading.Event()
-        self._complete = self._stopped = False
+        self._complete = threading.Event()
+        self._stopped = False
         self._thread = threading.Thread(target=self._work, name="prefill", daemon=True)
         self._thread.start()
 
@@ -142,7 +142,7 @@ class Prefill:
 
     def finish(self, timeout_s: float) -> bool:
         """Everything is there: wait until it is where it belongs. Returns False if that takes too long."""
-        self._complete = True
+        self._complete.set()
         self._more.set()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -150,6 +150,7 @@ class Prefill:
     def close(self) -> None:
         """Safe to repeat."""
         self._stopped = True
+        self._complete.set()
         self._more.set()
         self._thread.join()
 
@@ -159,7 +160,7 @@ class Prefill:
             while not (complete or self._stopped):
                 self._more.wait()
                 self._more.clear()
-                complete = self._complete
+                complete = self._complete.is_set()
                 while self._folders:
                     is_last = len(self._folders) == 1
                     self._take_from(self._folders[0])
@@ -167,8 +168,7 @@ class Prefill:
                         break
                     self._folders.popleft()
                     self._sources.clear()
-                if not self._complete:
-                    time.sleep(_LOOK_EVERY_S)
+                self._complete.wait(_LOOK_EVERY_S)
         except (EmulabError, OSError, ValueError, IndexError, StopIteration) as error:  # CRIU will say what is wrong with the images
             log.warning("memory is not filled any further: %s", error)
 

@@ -74,7 +74,7 @@ static void drop(const struct segment *segment, uintptr_t start, uintptr_t end)
 
 static void discard(struct segment *segment)
 {
-	same_replaced((uintptr_t)segment->at, SEGMENT);
+	same_replaced(place(segment, segment->low), segment->high - segment->low);
 	syscall(SYS_munmap, segment->at, SEGMENT);
 	*segment = segments[--segment_count];
 }
