@@ -33,7 +33,8 @@ _AT_ONCE = 256  # pages that are put in a millisecond
 _SHARE = 31 / 32  # of the guest's memory limit: CRIU itself needs some
 _SPARE = 256 * 2**20  # bytes that the node must have left
 _LOOK_EVERY_S = 0.05
-_ORDER = struct.Struct("=QIIII")  # struct prefill_order: address, task, first distinct page, how many, 0
+_ORDER = struct.Struct("=QIIII")  # struct prefill_order: address, task, first distinct page, how many, what to do
+_PUT, _REPLACE, _DROP = range(3)
 _MAGICS, _HEAD = 8, 64  # bytes at the beginning of a page map
 
 
@@ -49,7 +50,7 @@ def filled_before(found: Inventory, strategy: Strategy, left: int) -> int:
     return max(0, found.large_pages - left)
 
 
-_Stretch = tuple[int, int, int]  # address, first distinct page, pages
+_Stretch = tuple[int, int, int]  # address, first distinct page or ZERO_REF for none, pages
 
 
 class _Source:
@@ -128,7 +129,7 @@ class Prefill:
         self._sources: dict[Path, _Source] = {}  # of the first of them
         self._more = threading.Event()
         self._complete = threading.Event()
-        self._stopped = False
+        self._stopped = self._full = self._failed = False
         self._thread = threading.Thread(target=self._work, name="prefill", daemon=True)
         self._thread.start()
 
@@ -141,11 +142,11 @@ class Prefill:
         self._more.set()
 
     def finish(self, timeout_s: float) -> bool:
-        """Everything is there: wait until it is where it belongs. Returns False if that takes too long."""
+        """Everything is there: wait until it is where it belongs. Returns False if that takes too long, or something of it is not."""
         self._complete.set()
         self._more.set()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return not (self._thread.is_alive() or self._failed)
 
     def close(self) -> None:
         """Safe to repeat."""
@@ -171,6 +172,7 @@ class Prefill:
                 self._complete.wait(_LOOK_EVERY_S)
         except (EmulabError, OSError, ValueError, IndexError, StopIteration) as error:  # CRIU will say what is wrong with the images
             log.warning("memory is not filled any further: %s", error)
+            self._failed = True
 
     def _take_from(self, folder: Path) -> None:
         for pagemap in folder.glob("pagemap-[0-9]*.img"):
@@ -183,7 +185,7 @@ class Prefill:
             for address, found in source.take():
                 self._give_way()
                 for stretch in self._new(address, found):
-                    task.own += stretch[2]
+                    task.own += stretch[2] if stretch[1] != ZERO_REF else 0
                     task.held.append(stretch)
                 if task.own >= MANY:
                     self._put(source.pid, task.held)
@@ -192,15 +194,21 @@ class Prefill:
                     return
 
     def _new(self, address: int, found: array[int]) -> Iterator[_Stretch]:
-        """Pages that nobody had before: what tasks share, a forked one has from its parent."""
+        """Pages that nobody had before, and where others are instead: what tasks share, a forked one has from its parent."""
         at = 0
         while at < len(found):
             first, count = found[at], 1
-            while at + count < len(found) and found[at + count] == first + count:
+            step = first != ZERO_REF
+            while at + count < len(found) and found[at + count] == first + step * count:
                 count += 1
-            if first != ZERO_REF:
-                for start, pages in self._not_had(first, count):
-                    yield address + (at + start - first) * PAGE, start, pages
+            done = first
+            for start, pages in self._not_had(first, count) if first != ZERO_REF else ():
+                if done < start:
+                    yield address + (at + done - first) * PAGE, ZERO_REF, start - done
+                yield address + (at + start - first) * PAGE, start, pages
+                done = start + pages
+            if done < first + count:
+                yield address + (at + done - first) * PAGE, ZERO_REF, first + count - done
             at += count
 
     def _not_had(self, first: int, count: int) -> Iterator[tuple[int, int]]:
@@ -215,11 +223,12 @@ class Prefill:
     def _put(self, pid: int, stretches: list[_Stretch]) -> None:
         for few in _some(stretches):
             count = sum(pages for _, _, pages in few)
-            if self.pages + count > self._most or available() < _SPARE + count * PAGE:
+            if not self._full and (self.pages + count > self._most or available() < _SPARE + count * PAGE):
                 log.info("%d pages filled: there is no room for more", self.pages)
-                self._stopped = True
-                return
-            self.pages += self._standby.put(b"".join(_ORDER.pack(address, pid, first, pages, 0) for address, first, pages in few))
+                self._full = True
+            put = _REPLACE if self._full else _PUT
+            orders = ((address, pid, first, pages, _DROP if first == ZERO_REF else put) for address, first, pages in few)
+            self.pages += self._standby.put(b"".join(_ORDER.pack(*order) for order in orders))
 
 
 def _some(stretches: list[_Stretch]) -> Iterator[list[_Stretch]]:

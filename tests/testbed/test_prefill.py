@@ -77,6 +77,15 @@ def test_what_it_writes_meanwhile_is_not_lost(start):
     guest.check()
 
 
+def test_a_guest_that_fills_its_memory_needs_no_more_of_it_to_move(start):
+    guest = start(WORKERS="2", PAGES="9000", WRITES_PER_S="20000", memory=150 * MIB)
+    record = guest.move("host2", hold_at={"stop_rule": 4.0}, deadline_s=60)
+    assert record["outcome"] == "committed"
+    assert record["pages_filled"] > 9000
+    assert record["rounds"][-1]["pages"] > 9000  # written again since
+    assert guest.runs_only_here() == "host2"
+
+
 def test_a_small_guest_and_post_copy_do_without(start):
     guest = start()
     assert guest.move("host2")["pages_filled"] == 0

@@ -148,6 +148,17 @@ def test_pages_written_again_replace_what_was_there(prefill, standby, images):
     assert memory(standby, BASE + MANY * PAGE) == images.content(again[1])
 
 
+def test_a_page_that_became_like_others_is_there_no_longer(prefill, standby, images):
+    first, second = images.folder("1"), images.folder("2")
+    images.add(first, 1, [(BASE, MANY)], images.introduce(MANY))
+    images.add(second, 1, [(BASE, 2), (BASE + 7 * PAGE, 2), (BASE + 20 * PAGE, 1)], [ZERO_REF, ZERO_REF, 100, 101, *images.introduce(1)])
+    assert fill(prefill, first, second) == MANY
+    for page in (0, 1, 7, 8):
+        assert memory(standby, BASE + page * PAGE) == bytes(PAGE)
+    assert memory(standby, BASE + 9 * PAGE) == images.content(9)
+    assert memory(standby, BASE + 20 * PAGE) == images.content(MANY)
+
+
 def test_small_tasks_and_what_tasks_share_are_left_to_criu(prefill, standby, images):
     folder, pages = images.folder("1"), images.introduce(MANY)
     images.add(folder, 1, [(BASE, MANY)], pages)
@@ -180,7 +191,11 @@ def test_it_ends_where_the_guests_memory_does(standby, images):
     images.add(folder, 1, [(BASE, 2 * MANY)], images.introduce(2 * MANY))
     prefill = Prefill(standby, lambda: None, int(1.5 * MANY * PAGE))
     try:
-        assert MANY <= fill(prefill, folder) <= 1.5 * MANY
+        again = images.folder("2")
+        images.add(again, 1, [(BASE, 1), (BASE + (2 * MANY - 1) * PAGE, 1)], images.introduce(2))
+        assert MANY <= fill(prefill, folder, again) <= 1.5 * MANY
+        assert memory(standby, BASE) == images.content(2 * MANY)  # what is there does not become stale
+        assert memory(standby, BASE + (2 * MANY - 1) * PAGE) == bytes(PAGE)
     finally:
         prefill.close()
 
@@ -194,7 +209,9 @@ def test_it_stops_without_harm_where_something_is_not_as_it_should_be(prefill, s
         standby.process.wait()
     elif damage == "no image":
         (folder / "pagemap-1.img").write_bytes(os.urandom(1000))
-    assert fill(prefill, folder) < MANY
+    prefill.folder(folder)
+    prefill.arrived()
+    assert not prefill.finish(20)
     assert (standby.process.poll() is None) == (damage != "killed")
 
 

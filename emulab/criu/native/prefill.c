@@ -5,8 +5,8 @@
  * a mapping, the memory that was filled for it is moved there. CRIU then reads each page as always, and where the one that it
  * wants is there (same.c), nothing is copied.
  *
- * Only numbers decide what is there: whatever was put in too early, CRIU replaces. Pages that the final images do not name
- * would stay, so they are removed before the first task is forked.
+ * Only numbers decide what is there: whatever was put in too early, CRIU would replace. Pages that the final images do not
+ * name would stay, and those that they have anew would be there twice: both are removed before the first task is forked.
  *
  * A mapping has to stay one. So what stands for a stretch of a task's addresses can be written from its lowest to its highest
  * address, with what is between.
@@ -34,7 +34,7 @@
 #define SOMEWHERE (1UL << 45) /* where programs have nothing */
 #define FARTHEST (1UL << 30)
 
-/* CRIU's images/pagemap.proto: content is here, or in an earlier image */
+/* CRIU's images/pagemap.proto: content is in an earlier image, or here */
 #define IN_PARENT 1
 #define PRESENT 4
 
@@ -120,6 +120,17 @@ static int widen(struct segment *segment, uintptr_t start, uintptr_t end)
 	return 0;
 }
 
+static int put(const struct prefill_order *order);
+
+static int replace(const struct segment *segment, struct prefill_order order)
+{
+	uint32_t left = order.count;
+	for (order.kind = PREFILL_PUT, order.count = 1; left--; order.address += PAGE, order.number++)
+		if (order.address >= segment->low && order.address < segment->high && same_knows(place(segment, order.address), PAGE) && put(&order) < 0)
+			return -1;
+	return 0;
+}
+
 /* Returns how many pages there were none of before, or -1. */
 static int put(const struct prefill_order *order)
 {
@@ -128,6 +139,14 @@ static int put(const struct prefill_order *order)
 	if (!order->count || order->address % PAGE || order->address >= 1UL << 47)
 		return -1;
 	struct segment *segment = find(order->pid, order->address);
+	if (order->kind == PREFILL_DROP && segment) {
+		uintptr_t end = order->address + size;
+		drop(segment, order->address > segment->low ? order->address : segment->low, end < segment->high ? end : segment->high);
+	}
+	if (order->kind == PREFILL_REPLACE && segment)
+		return replace(segment, *order);
+	if (order->kind != PREFILL_PUT)
+		return 0;
 	if (segment && (segment->low > order->address + FARTHEST || order->address > segment->high + FARTHEST))
 		return 0; /* too much between */
 	if ((!segment && !(segment = make(order->pid, order->address))) || widen(segment, order->address, order->address + size))
@@ -174,7 +193,10 @@ int prefill_put(const void *orders, size_t size)
 
 /* ---- the final images are there, no task is ------------------------------------------------------------------------- */
 
-/* Address and end of a run of pages that have content. */
+/*
+ * Address and end of a run of pages that are as earlier images have them. Those that the last ones have CRIU reads in the task: there
+ * they would be copied first, as the page is still CRIU's too, and the guest has no memory for both.
+ */
 static int parse(const uint8_t *at, const uint8_t *end, uintptr_t *start, uintptr_t *stop)
 {
 	uint64_t value, address = 0, pages = 0, flags = PRESENT;
@@ -191,12 +213,12 @@ static int parse(const uint8_t *at, const uint8_t *end, uintptr_t *start, uintpt
 			flags = value;
 	}
 	*start = address;
-	*stop = address + (flags & (PRESENT | IN_PARENT) ? pages * PAGE : 0);
+	*stop = address + (flags & PRESENT || !(flags & IN_PARENT) ? 0 : pages * PAGE);
 	return 0;
 }
 
-/* Remove what the page map does not name. -1 if it cannot be read. */
-static int keep_named(const struct segment *segment, const uint8_t *at, const uint8_t *end)
+/* Remove all other pages. -1 if the page map cannot be read. */
+static int keep_earlier(const struct segment *segment, const uint8_t *at, const uint8_t *end)
 {
 	uintptr_t reached = segment->low, start, stop;
 	uint32_t size;
@@ -231,7 +253,7 @@ static int keep(const struct segment *segment, int folder)
 		return -1;
 	uint8_t *content = syscall(SYS_fstat, fd, &status) ? NULL : malloc(status.st_size + 1);
 	if (content && status.st_size > IMAGE_MAGICS && syscall(SYS_read, fd, content, status.st_size) == status.st_size)
-		result = keep_named(segment, content + IMAGE_MAGICS, content + status.st_size);
+		result = keep_earlier(segment, content + IMAGE_MAGICS, content + status.st_size);
 	free(content);
 	syscall(SYS_close, fd);
 	return result;

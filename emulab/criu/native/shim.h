@@ -40,8 +40,9 @@ struct prefill_order {
 	uint64_t address; /* of a task */
 	uint32_t pid; /* its number inside the guest */
 	uint32_t number, count; /* distinct pages: the first, and how many */
-	uint32_t unused;
+	uint32_t kind;
 };
+enum { PREFILL_PUT, PREFILL_REPLACE, PREFILL_DROP }; /* replace: only pages that are there; drop: no page is to be there */
 int prefill_put(const void *orders, size_t size);
 void prefill_settle(int folder, int pid, const struct range *mappings, int count);
 void prefill_settled(void);
