@@ -1,17 +1,15 @@
 """Hardware breakpoints without a wait.
 
 CRIU ends its parasite in the first task, and finds each restored task at its last system call, by a breakpoint. That is a perf event of
-the kernel, and the first one on the machine patches the scheduler and waits for a grace period: 10 to 20 ms inside the freeze. While some
+the kernel, and the first one on the machine patches the scheduler and waits for a grace period: 5 to 20 ms inside the freeze. While some
 event exists, further ones come at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import struct
-from typing import Self
 
 _PERF_EVENT_OPEN_SYSCALL = 298  # x86-64
 _SOFTWARE, _DUMMY = 1, 9  # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_DUMMY
@@ -36,12 +34,5 @@ class Breakpoints:
     def close(self) -> None:
         """Safe to repeat."""
         if self.held:
-            with contextlib.suppress(OSError):
-                os.close(self._descriptor)
+            os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from emulab.criu.breakpoints import Breakpoints
 
 def test_an_event_is_held_until_it_is_closed():
     before = len(open_events())
-    with Breakpoints() as breakpoints:
+    with closing(Breakpoints()) as breakpoints:
         if not breakpoints.held:
             pytest.skip("no right to perf events here")
         assert len(open_events()) == before + 1

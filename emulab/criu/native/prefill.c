@@ -120,33 +120,11 @@ static int widen(struct segment *segment, uintptr_t start, uintptr_t end)
 	return 0;
 }
 
-static int put(const struct prefill_order *order);
-
-static int replace(const struct segment *segment, struct prefill_order order)
-{
-	uint32_t left = order.count;
-	for (order.kind = PREFILL_PUT, order.count = 1; left--; order.address += PAGE, order.number++)
-		if (order.address >= segment->low && order.address < segment->high && same_knows(place(segment, order.address), PAGE) && put(&order) < 0)
-			return -1;
-	return 0;
-}
-
 /* Returns how many pages there were none of before, or -1. */
-static int put(const struct prefill_order *order)
+static int put(struct segment *segment, const struct prefill_order *order)
 {
 	size_t size = (size_t)order->count * PAGE, done = 0;
 	int new = 0;
-	if (!order->count || order->address % PAGE || order->address >= 1UL << 47)
-		return -1;
-	struct segment *segment = find(order->pid, order->address);
-	if (order->kind == PREFILL_DROP && segment) {
-		uintptr_t end = order->address + size;
-		drop(segment, order->address > segment->low ? order->address : segment->low, end < segment->high ? end : segment->high);
-	}
-	if (order->kind == PREFILL_REPLACE && segment)
-		return replace(segment, *order);
-	if (order->kind != PREFILL_PUT)
-		return 0;
 	if (segment && (segment->low > order->address + FARTHEST || order->address > segment->high + FARTHEST))
 		return 0; /* too much between */
 	if ((!segment && !(segment = make(order->pid, order->address))) || widen(segment, order->address, order->address + size))
@@ -164,6 +142,33 @@ static int put(const struct prefill_order *order)
 	for (uint32_t i = 0; i < order->count; i++)
 		same_filled((uintptr_t)to + (size_t)i * PAGE, order->number + i);
 	return new;
+}
+
+static int replace(struct segment *segment, struct prefill_order order)
+{
+	uint32_t left = order.count;
+	for (order.count = 1; left--; order.address += PAGE, order.number++)
+		if (order.address >= segment->low && order.address < segment->high && same_knows(place(segment, order.address), PAGE) &&
+		    put(segment, &order) < 0)
+			return -1;
+	return 0;
+}
+
+/* As put(). */
+static int obey(const struct prefill_order *order)
+{
+	if (!order->count || order->address % PAGE || order->address >= 1UL << 47)
+		return -1;
+	struct segment *segment = find(order->pid, order->address);
+	if (order->kind == PREFILL_PUT)
+		return put(segment, order);
+	if (!segment)
+		return 0;
+	if (order->kind == PREFILL_REPLACE)
+		return replace(segment, *order);
+	uintptr_t start = order->address, end = start + (size_t)order->count * PAGE;
+	drop(segment, start > segment->low ? start : segment->low, end < segment->high ? end : segment->high);
+	return 0;
 }
 
 /* CRIU does where the kernel lets it choose their numbers; that is how they are told from helpers. */
@@ -184,7 +189,7 @@ int prefill_put(const void *orders, size_t size)
 		filler = getpid();
 	}
 	for (; size >= sizeof *order; order++, size -= sizeof *order) {
-		if (distinct < 0 || (new = put(order)) < 0)
+		if (distinct < 0 || (new = obey(order)) < 0)
 			return -1;
 		sum += new;
 	}

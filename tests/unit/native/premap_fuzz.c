@@ -170,15 +170,23 @@ static int index_in(const struct layout *layout, const struct range *range)
 	return -1;
 }
 
+/* The next line of /proc/self/maps. */
+static int next_mapping(FILE *maps, uintptr_t *from, uintptr_t *to)
+{
+	char line[400];
+	if (!fgets(line, sizeof line, maps))
+		return 0;
+	assert(sscanf(line, "%lx-%lx", from, to) == 2);
+	return 1;
+}
+
 /* Pages that nobody may use, or anything that is none of the task's own, within [start, end). */
 static int foreign(const struct layout *mine, uintptr_t start, uintptr_t end)
 {
 	FILE *maps = fopen("/proc/self/maps", "r");
-	char line[400];
+	uintptr_t from, to;
 	int found = 0;
-	while (fgets(line, sizeof line, maps)) {
-		uintptr_t from, to;
-		assert(sscanf(line, "%lx-%lx", &from, &to) == 2);
+	while (next_mapping(maps, &from, &to)) {
 		for (uintptr_t page = from < start ? start : from; page < to && page < end; page += PAGE) {
 			int own = 0;
 			for (int i = 0; i < mine->count; i++)
@@ -199,11 +207,9 @@ static void move(struct layout *mine, int i)
 static int in_pieces(const struct layout *mine)
 {
 	FILE *maps = fopen("/proc/self/maps", "r");
-	char line[400];
+	uintptr_t from, to;
 	int found = 0;
-	while (fgets(line, sizeof line, maps)) {
-		uintptr_t from, to;
-		assert(sscanf(line, "%lx-%lx", &from, &to) == 2);
+	while (next_mapping(maps, &from, &to)) {
 		for (int i = 0; i < mine->count; i++)
 			found |= (from > mine->final[i].start && from < mine->final[i].end) || (to > mine->final[i].start && to < mine->final[i].end);
 	}
@@ -358,11 +364,11 @@ static void fill_before(const struct layout *layout)
 /* Whether CRIU still has any of it. */
 static int kept(void)
 {
-	char line[400];
-	int found = 0;
 	FILE *maps = fopen("/proc/self/maps", "r");
-	while (fgets(line, sizeof line, maps))
-		found |= !strncmp(line, "2000", 4);
+	uintptr_t from, to;
+	int found = 0;
+	while (next_mapping(maps, &from, &to))
+		found |= from >> 32 == 0x2000;
 	fclose(maps);
 	return found;
 }
