@@ -22,7 +22,7 @@ from emulab.migration.channel import Incoming, Peer, PeerError, connect
 from emulab.migration.control import Control
 from emulab.migration.departure import Departure
 from emulab.migration.destination import Arrival
-from emulab.migration.images import check_file_name
+from emulab.migration.image_files import check_file_name
 from emulab.migration.lazy import handover
 from emulab.migration.model import AbortedError, Options, Report, Timeline
 from emulab.migration.plan import make_plan

@@ -21,7 +21,7 @@ from emulab import clock
 from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal
 from emulab.migration.affinity import release_all
-from emulab.migration.destination import IMAGES
+from emulab.migration.images import IMAGES
 from emulab.migration.lazy import handover
 from emulab.migration.repair import end_repair
 from emulab.node.guest import Guest, Guests

@@ -21,9 +21,8 @@ from emulab.migration import commit, freeze, journal, store, undo
 from emulab.migration.affinity import OneCpu
 from emulab.migration.channel import Peer
 from emulab.migration.control import Control
-from emulab.migration.destination import FINAL, IMAGES
 from emulab.migration.dump import FinalDump, Nobody, pages_in
-from emulab.migration.images import FolderSender
+from emulab.migration.images import FINAL, IMAGES, FolderSender
 from emulab.migration.inventory import moving_bytes, take_inventory
 from emulab.migration.layer import LayerSender
 from emulab.migration.lazy import leaving as lazy_steps
@@ -36,7 +35,7 @@ from emulab.migration.plan import compression, foresee, make_plan
 from emulab.migration.precopy import PreCopyRounds
 from emulab.migration.predict import Machine, Prediction, Wire
 from emulab.migration.preflight import refuse_unmovable
-from emulab.migration.priority import PATIENCE_S, GiveWay
+from emulab.migration.priority import PATIENCE_S, GiveWay, Signs
 from emulab.migration.progress import Progress
 from emulab.migration.reserve import Reserve
 from emulab.migration.rounds import Round
@@ -44,7 +43,6 @@ from emulab.migration.strategies import STRATEGIES
 from emulab.migration.throttle import Throttle
 from emulab.migration.watched import watched_paths
 from emulab.node.guest import Guest, Guests
-from emulab.node.sampler_read import cpu_used_s
 
 Connect = Callable[[], Peer]
 
@@ -125,10 +123,9 @@ class Departure:
     def run(self) -> Report:
         """Move the guest by the strategy asked for. Raises AbortedError (the guest runs here, or stays frozen here in doubt)."""
         self.timeline.mark("migration", "begin", at=self.report.start_s, **self._labels())
-        cgroup = self.guest.cgroup
         try:
             if self.give_way.waits:
-                self.give_way.judge_meanwhile(cgroup.pids(), self.guest.spec.vcpus, lambda: cpu_used_s(cgroup.name))
+                self.give_way.judge_meanwhile(Signs.of(self.guest))
             STRATEGIES[self.options.strategy].run(self)
         except BaseException as error:
             undo.abort(self, error)

@@ -11,33 +11,27 @@ from pathlib import Path
 
 from emulab import clock
 from emulab.command import Runner
-from emulab.criu import commands
 from emulab.criu.breakpoints import Breakpoints
 from emulab.criu.chain import link_parents
-from emulab.criu.log import read_deciding_line
-from emulab.criu.standby import HookedStandby
 from emulab.errors import EmulabError
 from emulab.migration import guestnet, journal, store
-from emulab.migration.affinity import OneCpu
 from emulab.migration.channel import Incoming, Peer, PeerLostError
 from emulab.migration.hold import FrameHold, announce
-from emulab.migration.images import FolderReceiver, check_file_name
+from emulab.migration.image_files import check_file_name
+from emulab.migration.images import FINAL, IMAGES, FolderReceiver
 from emulab.migration.layer_receiver import LayerReceiver
 from emulab.migration.lazy.handover import DaemonProcess
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.pages import DISTINCT
-from emulab.migration.prefill import Prefill, is_worth_it
-from emulab.migration.priority import PATIENCE_S, GiveWay, behind_guests, go_first
+from emulab.migration.prefill import is_worth_it
+from emulab.migration.priority import PATIENCE_S, GiveWay, behind_guests
 from emulab.migration.reserve import Reserve
-from emulab.nice import BEHIND, NORMAL, renice
+from emulab.migration.restore import Restore, RestorePlace
 from emulab.node import link
 from emulab.node.guest import Guest, Guests, GuestSpec, start_ticks
 
 log = logging.getLogger("emulab.migration")
 
-IMAGES = Path("/run/emulab")
-FINAL = "final"  # the image folder of the final dump
-_PREFILL_PATIENCE_S = 10.0  # for the rest of it, just before the freeze
 _STORE_PATIENCE_S = 1.0  # its pages are to be offered before the first round, and reading through a large store takes as long itself
 
 
@@ -68,7 +62,7 @@ class Arrival:
         self._guest_bytes = 0
         self._hold: FrameHold | None = None
         self._hold_since = 0.0
-        self._restore: _Restore | None = None
+        self._restore: Restore | None = None
         self._secret = secret
         self._pages_port = 0
         self.daemon: DaemonProcess | None = None
@@ -172,9 +166,9 @@ class Arrival:
         images, guest, large = (max(0, int(message.fields[name])) for name in ("images", "guest", "large"))
         self._waits = bool(message.fields["waits"])
         self._guest_bytes = min(guest, self.spec.memory_bytes)
-        if self.daemon is None and is_worth_it(large) and _Restore.in_place:
+        if self.daemon is None and is_worth_it(large) and Restore.in_place:
             if self._restore is None:
-                self._restore = _Restore(self, self._folder / FINAL)
+                self._restore = self._new_restore()
                 self._restore.fill(self._let_guests_go)
             self._guest_bytes = max(0, self._guest_bytes - large)
         self._reserve.want(min(images, self.spec.memory_bytes) + self._guest_bytes)
@@ -189,8 +183,22 @@ class Arrival:
                 self._restore.refuse()
                 self._restore = None
             if self._restore is None:
-                self._restore = _Restore(self, self._folder / FINAL)
+                self._restore = self._new_restore()
         self._peer.send("ok")
+
+    def _new_restore(self) -> Restore:
+        return Restore(
+            RestorePlace(
+                key=self.key,
+                guest=self.guest,
+                images=self._folder / FINAL,
+                hook_socket=IMAGES / f"restore-{self.key}.sock",
+                distinct=self.distinct,
+                lazy=self.daemon is not None,
+                enter_namespace=self._enter_namespace,
+                before_tasks_run=self._plug_and_release,
+            )
+        )
 
     def _draw_frames(self) -> None:
         """The guest stands still: its frames come here from now on. May be repeated by a freeze that had to be tried again."""
@@ -262,14 +270,14 @@ class Arrival:
         else:
             log.info("the memory of %s is complete: %s", self.spec.name, said)
 
-    def plug_and_release(self) -> None:
+    def _plug_and_release(self) -> None:
         """At pre-resume: the guest's sockets are live, its tasks not yet. What was held goes in before anything newer."""
         guestnet.attach(self.spec.port, self.spec.mac)
         if self._hold:
             self._hold.release(self.spec.port)
         announce(link.INNER_PORT, self.spec.mac, self.spec.address, times=1)
 
-    def enter_namespace(self, pid: int) -> None:
+    def _enter_namespace(self, pid: int) -> None:
         guestnet.enter_namespace(self.spec.port, self.spec.mac, pid, self.spec.address, self.spec.prefix, self._neighbours)
 
     # -- undoing -----------------------------------------------------------------------------------------------------------------------
@@ -298,127 +306,3 @@ class Arrival:
             self._peer.drain(5.0)
         except PeerLostError:
             log.warning("the source of %s is gone: %s", self.spec.name, message)
-
-
-class _Restore:
-    """``criu restore`` up to its ``post-restore`` gate, and through it. Started when it is made; it waits for ``run_to_gate``.
-
-    ``in_place``: how mappings are made. After a restore that failed, CRIU does it alone: should that have been why, the next one succeeds.
-    """
-
-    in_place = True
-
-    def __init__(self, arrival: Arrival, images: Path) -> None:
-        self._arrival = arrival
-        self._images = images
-        self._gate = threading.Event()
-        self._reached = threading.Event()
-        self._allowed = False
-        self._one_cpu: OneCpu | None = None
-        self.pid = 0
-        self.resumed_s = 0.0
-        self._exited = threading.Event()
-        guest, hook_socket = arrival.guest, IMAGES / f"restore-{arrival.key}.sock"
-        call = commands.restore(
-            images=images,
-            rootfs=str(guest.rootfs.merged),
-            pidfile=images / "restored.pid",
-            hook_socket=str(hook_socket),
-            join_cgroup=guest.cgroup.join_command(),
-            distinct=arrival.distinct,
-            lazy=arrival.daemon is not None,
-            in_place=_Restore.in_place,
-        )
-        verdicts = {"setup-namespaces": self._setup_namespaces, "post-restore": self._at_gate, "pre-resume": self._pre_resume}
-        self.prefill: Prefill | None = None
-        self._criu = HookedStandby(call, hook_socket, verdicts)
-
-    def _setup_namespaces(self, pid: int) -> bool:
-        self._arrival.enter_namespace(pid)
-        return True
-
-    def _at_gate(self, pid: int) -> bool:
-        self.pid = pid
-        self._reached.set()
-        # CRIU lets each task go in turn, at several stops each; they wait meanwhile, and run where they like from pre-resume on.
-        self._one_cpu = OneCpu(self._arrival.guest.cgroup.pids(), self._criu.process.pid, self._arrival.key)
-        # The first tasks it lets go have work waiting, and would take the CPU from it that the others wait for.
-        go_first(self._criu.process.pid)
-        self._gate.wait()
-        return self._allowed
-
-    def _pre_resume(self, pid: int) -> bool:
-        del pid
-        if self._one_cpu:
-            self._one_cpu.release()
-        self._arrival.plug_and_release()
-        return True
-
-    def fill(self, give_way: Callable[[], object]) -> None:
-        """Begin to put what arrives into the memory of large tasks-to-be."""
-        renice(self._criu.process.pid, BEHIND)
-        self.prefill = Prefill(self._criu, give_way, self._arrival.spec.memory_bytes)
-
-    @property
-    def pages_filled(self) -> int:
-        return self.prefill.pages if self.prefill else 0
-
-    def ready(self) -> bool:
-        """Let the filling end; returns whether it has, and CRIU still waits."""
-        filled = self.prefill is None or self.prefill.finish(_PREFILL_PATIENCE_S)
-        renice(self._criu.process.pid, NORMAL)
-        return filled and self._criu.process.poll() is None
-
-    def run_to_gate(self, timeout_s: float = 60.0) -> None:
-        self._criu.go()
-        threading.Thread(target=self._watch, name="restore", daemon=True).start()
-        end = clock.now() + timeout_s
-        while not self._reached.wait(0.02):
-            if self._exited.is_set():
-                _Restore.in_place &= self._criu.process.returncode < 0  # one that was killed tells nothing
-                raise EmulabError(f"CRIU could not restore: {self._reason()}")
-            if clock.now() > end:
-                raise EmulabError(f"the restore took longer than {timeout_s:g} s")
-
-    @property
-    def resumed(self) -> bool:
-        """CRIU has let every task go."""
-        return "post-resume" in self.times
-
-    @property
-    def times(self) -> dict[str, float]:
-        """Monotonic instants of the stages reached."""
-        return self._criu.hooks.times
-
-    def _reason(self) -> str:
-        return read_deciding_line(self._images / "restore.log", self._criu.process.returncode)
-
-    def _watch(self) -> None:
-        self._criu.process.wait()
-        self._exited.set()
-
-    def open_gate(self) -> None:
-        """Let the restored guest run. Raises EmulabError if CRIU fails behind the gate."""
-        self._allowed = True
-        self._gate.set()
-        code = self._criu.process.wait()
-        self.resumed_s = clock.now()
-        if code != 0:
-            raise EmulabError(f"CRIU failed after the commit: {self._reason()}")
-
-    def refuse(self) -> None:
-        """Close the gate for good: CRIU ends everything it restored."""
-        if self.prefill:
-            self.prefill.close()
-        self._gate.set()
-        self._criu.stop()
-        self.close()
-
-    def close(self) -> None:
-        self._criu.hooks.close()
-
-    def log_text(self) -> str:
-        try:
-            return (self._images / "restore.log").read_text(errors="replace")
-        except OSError:
-            return ""

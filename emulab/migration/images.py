@@ -1,29 +1,23 @@
 """Moving one CRIU image folder while CRIU still writes it: pages files through the page transport, everything else in pieces.
 
-Reading and hashing, compressing and sending, and rebuilding on the other side go on at the same time, a few chunks apart. Files keep their
-names; a file name never carries a folder, so nothing can be written outside of the image folder.
+Reading and hashing, compressing and sending, and rebuilding on the other side go on at the same time, a few chunks apart.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import stat
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from io import FileIO
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
-
-import zstandard
 
 from emulab import clock
 from emulab.errors import EmulabError
 from emulab.migration.channel import Incoming, Peer
+from emulab.migration.image_files import ImageFiles, Message, check_file_name, is_pages, write_files
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.page_sender import Named, PageSender
 from emulab.migration.pages import CHUNK_PAGES, CHUNK_REFS, PAGE, Chunk, Part
@@ -31,35 +25,15 @@ from emulab.migration.priority import GiveWay
 from emulab.migration.same_frame import Alike
 from emulab.migration.store import ask
 
-_LOCAL = {"stats-dump", "parent", "irmap-cache"}
+IMAGES = Path("/run/emulab")  # the image folders of all migrations of this node
+FINAL = "final"  # the image folder of the final dump
+
 _AHEAD = 16  # chunks that may wait for the link: bounds memory to some 20 MiB
-_PIECES = 4 * 1024 * 1024  # content of one message of other files
-_INDEX = 16 * 1024 * 1024
 _LOOK_EVERY_S = 0.025  # a look costs a millisecond of the CPU that CRIU needs; what grows by much is read without waiting
 _OTHERS_EVERY_S = 0.05
-_EARLY_SIZE = 256 * 1024  # bytes of a file that may be sent before the end, and once more
-_GROWN = 1024  # bytes of a page map: some 10 000 pages
 _EAGER_PAGES = 64  # fewer pages than this wait for more while CRIU is at work
 _PATIENCE_S = 0.5
-_SETTLED_NS = 20_000_000  # file times advance in steps of up to 10 ms: only a file that is older has one that tells of later changes
 _DIGEST = 32
-
-_NEW_PIECE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_NEW_FILE = _NEW_PIECE | os.O_TRUNC
-
-_Message = tuple[str, bytes, dict[str, Any]]  # kind, payload, fields
-_Pieces = tuple[list[tuple[str, int, int]], bytes]  # (name, offset, size) of pieces of files, and their content
-
-
-def check_file_name(name: str) -> str:
-    """Raises EmulabError for anything that is not a plain file name."""
-    if not name or "/" in name or name in {".", ".."} or "\0" in name:
-        raise EmulabError(f"refused image file name {name!r}")
-    return name
-
-
-def _is_pages(name: str) -> bool:
-    return name.startswith("pages-") and name.endswith(".img")
 
 
 class FolderSender:
@@ -93,10 +67,9 @@ class FolderSender:
         self._parts: list[Part] = []  # of the chunk that is being gathered
         self._data: list[bytes] = []
         self._gathered = self._read_pages = 0  # pages of ``_parts``, and of ``_data``
-        self._mapped: dict[str, int] = {}  # bytes of each page map that have been sent before the end
-        self._early: dict[str, tuple[int, int]] = {}  # size and time of other files that have been sent before the end
+        self._others = ImageFiles(folder, self._sent, self._give_way)
         self._looked = clock.now()
-        self._ahead: queue.Queue[_Message | Named | None] = queue.Queue(_AHEAD)  # a None ends it
+        self._ahead: queue.Queue[Message | Named | None] = queue.Queue(_AHEAD)  # a None ends it
         self._complete = threading.Event()
         self._stopped = threading.Event()
         self._failed: list[BaseException] = []
@@ -116,7 +89,7 @@ class FolderSender:
         for thread in self._threads:
             thread.join()
         self.poll()
-        for kind, payload, fields in self._packed_files(self._pieces(complete=True)):
+        for kind, payload, fields in self._others.rest():
             self._peer.send(kind, payload, **fields)
         self._peer.send("folder-end")
 
@@ -163,7 +136,7 @@ class FolderSender:
         """Take what the pages files have grown by; returns how many pages that was."""
         moved = 0
         with os.scandir(self._folder) as found:
-            files = {entry.name: entry for entry in found if _is_pages(entry.name)}
+            files = {entry.name: entry for entry in found if is_pages(entry.name)}
         names = sorted(files, key=lambda name: (len(name), name))
         # Files are written one after the other; whether one of those before the last two has grown after all, the last look tells.
         worth = names if complete else [name for name in names if name in self._growing or name not in self._sent or name in names[-2:]]
@@ -234,7 +207,7 @@ class FolderSender:
         self._put(named)
         self._look_at_others()
 
-    def _put(self, item: _Message | Named | None) -> None:
+    def _put(self, item: Message | Named | None) -> None:
         while True:
             try:
                 return self._ahead.put(item, timeout=0.05)
@@ -254,7 +227,7 @@ class FolderSender:
             kind, payload, fields = self._packed(item) if isinstance(item, Named) else item
             self._peer.send(kind, payload, **fields)
 
-    def _packed(self, named: Named) -> _Message:
+    def _packed(self, named: Named) -> Message:
         chunk = self._sender.pack(named)
         # The other side need not know which parts of a file are like others.
         runs = (list(run) for _, run in groupby(chunk.parts, key=attrgetter("name")))
@@ -262,82 +235,13 @@ class FolderSender:
         payload = b"".join((chunk.digest, chunk.refs, chunk.content))
         return "chunk", payload, {"parts": parts, "refs": len(chunk.refs), "form": chunk.kind, "waits": self._give_way.waits}
 
-    # -- everything else ---------------------------------------------------------------------------------------------------------------
-
-    def _packed_files(self, pieces: Iterable[_Pieces]) -> Iterator[_Message]:
-        compressor = zstandard.ZstdCompressor(level=3)
-        for names, content in pieces:
-            index = json.dumps(names, separators=(",", ":")).encode()
-            yield "files", compressor.compress(index + content), {"index": len(index), "size": len(content)}
-
     def _look_at_others(self) -> None:
         """Now and then: what of other files can be sent before the end."""
         if not (self._eager or self._maps_grow) or clock.now() - self._looked < _OTHERS_EVERY_S:
             return
-        for message in self._packed_files(self._pieces(complete=False) if self._eager else self._grown_maps()):
+        for message in self._others.settled() if self._eager else self._others.grown_maps():
             self._put(message)
         self._looked = clock.now()
-
-    def _grown_maps(self) -> Iterator[_Pieces]:
-        """What large page maps have grown by."""
-        with os.scandir(self._folder) as found:
-            maps = [entry for entry in found if entry.name.startswith("pagemap-")]
-        names, content = [], bytearray()
-        for entry in maps:
-            sent = self._mapped.get(entry.name, 0)
-            if entry.stat().st_size >= sent + _GROWN and len(content) < _PIECES:
-                with open(entry.path, "rb", buffering=0) as file:
-                    data = os.pread(file.fileno(), _PIECES - len(content), sent)
-                names.append((entry.name, sent, len(data)))
-                content += data
-                self._mapped[entry.name] = sent + len(data)
-        if names:
-            yield names, bytes(content)
-
-    def _pieces(self, *, complete: bool) -> Iterator[_Pieces]:
-        """Of what is not pages, however large it is, and has not been sent as it is now.
-
-        Before CRIU is done only files that it seems to be done with, as are those of finished tasks. One that changes later is sent again.
-        """
-        with os.scandir(self._folder) as found:
-            entries = sorted(found, key=attrgetter("name"))
-        if complete and self._early.keys() - {entry.name for entry in entries}:
-            raise EmulabError("an image was removed after it had been sent")
-        names: list[tuple[str, int, int]] = []
-        content = bytearray()
-        for entry in entries:
-            self._give_way()
-            name = entry.name
-            if name in _LOCAL or name.endswith(".log") or (not complete and _is_pages(name)):
-                continue
-            try:
-                status = entry.stat()
-            except FileNotFoundError:
-                continue
-            identity = status.st_size, status.st_mtime_ns
-            if not stat.S_ISREG(status.st_mode) or self._early.get(name) == identity:
-                continue
-            if not complete:
-                if not status.st_size or status.st_size > _EARLY_SIZE or time.time_ns() - status.st_mtime_ns < _SETTLED_NS:
-                    continue
-                self._early[name] = identity
-            # Of a pages file only what is less than a page is left.
-            offset = self._sent[name] * PAGE if name in self._sent else self._mapped.get(name, 0)
-            file = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if not status.st_size and name not in self._sent:
-                    names.append((name, 0, 0))
-                while data := os.pread(file, _PIECES - len(content), offset):
-                    names.append((name, offset, len(data)))
-                    content += data
-                    offset += len(data)
-                    if len(content) == _PIECES:
-                        yield names, bytes(content)
-                        names, content = [], bytearray()
-            finally:
-                os.close(file)
-        if names:
-            yield names, bytes(content)
 
 
 def send_folder(peer: Peer, folder: Path, sender: PageSender) -> None:
@@ -372,30 +276,7 @@ class FolderReceiver:
     def _files(self, message: Incoming) -> bool:
         if self._folder is None:
             raise EmulabError("files before their folder")
-        index, content = int(message.fields["index"]), int(message.fields["size"])
-        if not (0 <= content <= _PIECES and 0 <= index <= _INDEX):
-            raise EmulabError("a message of image files is larger than it may be")
-        try:
-            if zstandard.frame_content_size(message.payload) != index + content:
-                raise EmulabError("image files arrived that are not as large as they should be")
-            data = zstandard.ZstdDecompressor().decompress(message.payload)
-            pieces = [(check_file_name(str(name)), int(offset), int(size)) for name, offset, size in json.loads(data[:index])]
-        except (zstandard.ZstdError, ValueError, TypeError) as error:
-            raise EmulabError(f"image files cannot be unpacked: {error}") from error
-        data = data[index:]
-        if len(data) != content or sum(size for _, _, size in pieces) != content or any(size < 0 for _, _, size in pieces):
-            raise EmulabError("image files arrived that are not as large as they should be")
-        at = 0
-        for name, offset, size in pieces:
-            file = os.open(self._folder / name, _NEW_PIECE if offset else _NEW_FILE, 0o600)  # one that comes again has changed
-            try:
-                if os.lseek(file, 0, os.SEEK_END) != offset:
-                    raise EmulabError(f"a piece of {name} arrived out of order")
-                if os.write(file, data[at : at + size]) != size:
-                    raise EmulabError(f"there is no room for {name}")
-            finally:
-                os.close(file)
-            at += size
+        write_files(self._folder, message)
         return False
 
     def _chunk(self, message: Incoming) -> bool:

@@ -21,7 +21,6 @@ from emulab.migration.priority import is_waited_for
 from emulab.migration.rounds import Round, StopRule
 from emulab.migration.strategies import STRATEGIES
 from emulab.node.guest import Guest
-from emulab.node.sampler_read import cpu_used_s
 
 SAMPLE_S = 1.0
 _SAMPLED_PAGES = 256
@@ -65,7 +64,7 @@ def make_plan(guest: Guest, options: Options, link_bytes_s: float, machine: Mach
     wire = Wire(link_bytes_s, compression(pids))
     rate, waits = 0.0, False
     if STRATEGIES[options.strategy].has_rounds:
-        waits = is_waited_for(pids, guest.spec.vcpus, lambda: cpu_used_s(guest.cgroup.name))
+        waits = is_waited_for(guest)
         rate = dirty_rate(guest, options.dirty_tracker, pause)
     return foresee(found, options, wire, machine, dirty_pages_per_s=rate, files_bytes=moving_bytes(guest), waits=waits)
 

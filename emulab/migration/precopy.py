@@ -21,7 +21,7 @@ from emulab.migration.pages import PAGE
 from emulab.migration.predict import Prediction, Rest, Wire, predict
 from emulab.migration.prefill import filled_before
 from emulab.migration.progress import Progress
-from emulab.migration.rounds import Round, StopRule, is_hot
+from emulab.migration.rounds import Round, StopRule
 from emulab.migration.same_frame import Alike
 from emulab.migration.strategies import STRATEGIES
 from emulab.migration.throttle import Throttle
@@ -57,14 +57,10 @@ class PreCopyRounds:
             last, prediction = self._round(len(rounds) + 1)
             rounds.append(last)
             self._make_room(last.dirty_pages)
-            decision = self._rule.decide(rounds, prediction)
-            waited = self._give_way.waits
+            decision = self._rule.decide(rounds, prediction, waited=self._give_way.waits)
             if last.dirty_pages > _TOO_MANY * last.pages:
                 self._give_way.hurry()  # the guest may write as fast as who waits for it copies
-            # A round that waited is long: a quicker one may converge.
-            if not decision.stop or (decision.diverging and waited and not is_hot(rounds) and len(rounds) < leaving.options.max_rounds):
-                continue
-            if decision.diverging and leaving.options.auto_converge and self._tighten(decision.reason):
+            if not decision.stop or (decision.diverging and leaving.options.auto_converge and self._tighten(decision.reason)):
                 continue
             break
         report = leaving.report

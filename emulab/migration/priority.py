@@ -6,11 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from emulab import clock
 from emulab.nice import BEHIND, FIRST, NORMAL, renice
+from emulab.node.guest import Guest
+from emulab.node.sampler_read import INTERFACES, cpu_used_s, parse_interfaces
 
 T = TypeVar("T")
 
@@ -20,6 +23,7 @@ _LOOK_S = 0.005
 _PIECE_S = 0.001
 _EVERY_S, _FEW_LOOKS, _SOME_LOOKS, _LOOKS, _MOST_LOOKS = 0.04, 4, 8, 20, 14
 _IDLE = 0.02  # of one CPU
+_UNASKED = 1000  # bytes that reach a guest meanwhile: fewer are the neighbours' announcements
 _QUEUED = 3.0  # tasks that want to run for each virtual CPU: more is a guest that has no time to give
 
 
@@ -31,6 +35,26 @@ def behind_guests(*, yes: bool = True) -> None:
 def go_first(pid: int) -> None:
     """Let a process that others wait for go before all of them."""
     renice(pid, FIRST)
+
+
+@dataclass(frozen=True)
+class Signs:
+    """By what a guest is judged: its tasks and virtual CPUs, the CPU time that it has used so far, and the bytes of frames sent to it."""
+
+    pids: Sequence[int]
+    vcpus: float
+    cpu_s: Callable[[], float]
+    received: Callable[[], int]
+
+    @classmethod
+    def of(cls, guest: Guest) -> Self:
+        port = guest.spec.port
+        return cls(
+            guest.cgroup.pids(),
+            guest.spec.vcpus,
+            lambda: cpu_used_s(guest.cgroup.name),
+            lambda: parse_interfaces(INTERFACES.read_bytes()).get(port, (0, 0))[1],
+        )
 
 
 class GiveWay:
@@ -68,33 +92,38 @@ class GiveWay:
         self._of_thread.worked = time.thread_time()
         return self.waits
 
-    def judge_meanwhile(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
+    def judge_meanwhile(self, signs: Signs) -> None:
         """``judge`` in a thread of its own: the work begins as if this guest were one to wait for."""
-        threading.Thread(target=self.judge, args=(pids, vcpus, cpu_s), name="manners", daemon=True).start()
+        threading.Thread(target=self.judge, args=(signs,), name="manners", daemon=True).start()
 
-    def judge(self, pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> None:
-        """Find out in 0.2 to 0.8 s whether this guest is one to wait for. ``cpu_s``: CPU time that it has used so far.
+    def judge(self, signs: Signs) -> None:
+        """Find out in 0.2 to 0.8 s whether this guest is one to wait for.
 
         One whose tasks queue up for its CPUs at most looks is not: it would starve what copies, and make each round longer in which it
-        writes anew (128 saturated web workers took 22 instead of 10 s to move). Nor is one that does nothing. Of 64 saturated web workers
-        60 want to run at nearly every look, at 70 % of their capacity seldom more than two; but the beginning of a migration alone can make
-        some of them queue up for 0.3 s, so it takes longer to find out if no more than half of all tasks do.
+        writes anew (128 saturated web workers took 22 instead of 10 s to move). Nor is one that does nothing, or that nobody asks for
+        anything. Of 64 saturated web workers 60 want to run at nearly every look, at 70 % of their capacity seldom more than two; but the
+        beginning of a migration alone can make some of them queue up for 0.3 s, so it takes longer to find out if no more than half of all
+        tasks do.
         """
-        since, used, queued, crowded = clock.now(), cpu_s(), 0, True
+        since, used, received = clock.now(), signs.cpu_s(), signs.received()
+        queued, crowded = 0, True
         for look in range(1, _LOOKS + 1):
             time.sleep(_EVERY_S)
-            ready = sum(map(_wants_to_run, pids))
-            queued += ready > _QUEUED * vcpus
-            crowded = queued == look and crowded and ready > len(pids) / 2
+            ready = sum(map(_wants_to_run, signs.pids))
+            queued += ready > _QUEUED * signs.vcpus
+            crowded = queued == look and crowded and ready > len(signs.pids) / 2
             if (crowded and look >= _SOME_LOOKS) or queued == _MOST_LOOKS:
                 return self.hurry()
-            if look >= _FEW_LOOKS and cpu_s() - used < _IDLE * (clock.now() - since):
-                with self._decides:  # the guest may stand still already, and then nobody is to be behind anybody
-                    self.left_s, self.stays_behind = 0.0, not self._ended
-                return None
+            if look >= _FEW_LOOKS and signs.cpu_s() - used < _IDLE * (clock.now() - since):
+                return self._never_mind()
             if look - queued > _LOOKS - _MOST_LOOKS:
-                return None
+                return None if signs.received() - received >= _UNASKED else self._never_mind()
         return None
+
+    def _never_mind(self) -> None:
+        """Nobody waits, but none is in a hurry."""
+        with self._decides:  # the guest may stand still already, and then nobody is to be behind anybody
+            self.left_s, self.stays_behind = 0.0, not self._ended
 
     def hurry(self) -> None:
         """Nobody waits any longer, not even a thread that will not call for a while."""
@@ -122,10 +151,10 @@ class GiveWay:
         self()
 
 
-def is_waited_for(pids: Sequence[int], vcpus: float, cpu_s: Callable[[], float]) -> bool:
+def is_waited_for(guest: Guest) -> bool:
     """Whether a migration would wait for this guest. See ``judge``."""
     give_way = GiveWay(PATIENCE_S)
-    give_way.judge(pids, vcpus, cpu_s)
+    give_way.judge(Signs.of(guest))
     return give_way.waits
 
 

@@ -71,8 +71,11 @@ class StopRule:
     def __str__(self) -> str:
         return f"predicted blackout within {self.budget_s:g} s, or {self.max_rounds} rounds, or not converging, or dirty pages negligible"
 
-    def decide(self, rounds: Sequence[Round], prediction: Prediction) -> Decision:
-        """After a round: stop, and why. ``prediction``: of a freeze now."""
+    def decide(self, rounds: Sequence[Round], prediction: Prediction, *, waited: bool = False) -> Decision:
+        """After a round: stop, and why. ``prediction``: of a freeze now.
+
+        ``waited``: the last round was long because it waited for the guest; a quicker one may converge, unless the guest is hot.
+        """
         last, expected = rounds[-1], prediction.total_s
         if len(rounds) < self.min_rounds:
             return Decision(stop=False, reason=f"fewer than {self.min_rounds} rounds")
@@ -84,7 +87,8 @@ class StopRule:
                 reason=f"dirty pages cost {prediction.transfer_s:.3f} s of a predicted blackout of {expected:.3f} s: "
                 "another round cannot shorten it",
             )
-        if last.dirty_pages >= DIVERGENCE * last.pages:
+        may_converge = waited and not is_hot(rounds) and len(rounds) < self.max_rounds
+        if last.dirty_pages >= DIVERGENCE * last.pages and not may_converge:
             return Decision(
                 stop=True, reason=f"not converging: {last.pages} pages sent, {last.dirty_pages} written meanwhile", diverging=True
             )

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulab.errors import EmulabError
-from emulab.migration.images import FolderReceiver, FolderSender, check_file_name, send_folder
+from emulab.migration.image_files import check_file_name
+from emulab.migration.images import FolderReceiver, FolderSender, send_folder
 from emulab.migration.page_receiver import PageReceiver
 from emulab.migration.page_sender import PageSender
 from emulab.migration.pages import DISTINCT, PAGE

@@ -15,7 +15,7 @@ import pytest
 from emulab.criu.commands import CriuCall
 from emulab.criu.standby import start
 from emulab.migration import priority
-from emulab.migration.priority import GiveWay, behind_guests, running
+from emulab.migration.priority import GiveWay, Signs, behind_guests, running
 
 
 def nice_of(thread: int) -> int:
@@ -123,9 +123,14 @@ def test_tasks_that_run_are_counted_on_the_whole_machine():
             process.wait()
 
 
-def judged(pids: list[int], vcpus: float, cpu_s: Callable[[], float]) -> tuple[float, bool]:
+def asked() -> int:
+    """Bytes that reach a guest which answers somebody."""
+    return int(1e6 * time.monotonic())
+
+
+def judged(pids: list[int], vcpus: float, cpu_s: Callable[[], float], received: Callable[[], int] = asked) -> tuple[float, bool]:
     give_way = GiveWay(10.0)
-    give_way.judge(pids, vcpus, cpu_s)
+    give_way.judge(Signs(pids, vcpus, cpu_s, received))
     return give_way.left_s, give_way.stays_behind
 
 
@@ -136,6 +141,7 @@ def test_a_guest_is_treated_as_it_is_busy():
         pids = [process.pid for process in spin]
         assert judged(pids, 1.0, time.monotonic) == (0.0, False)
         assert judged(pids, 4.0, time.monotonic) == (10.0, False)
+        assert judged(pids, 4.0, time.monotonic, lambda: 5000) == (0.0, True)  # nobody asks it for anything
         assert judged([os.getppid(), 4194304], 1.0, lambda: 0.01 * time.monotonic()) == (0.0, True)
     finally:
         for process in spin:
@@ -150,7 +156,7 @@ def test_a_judgement_that_comes_after_the_end_puts_nobody_behind():
 
     def work() -> None:
         give_way.end()
-        give_way.judge([os.getppid()], 1.0, lambda: 0.0)
+        give_way.judge(Signs([os.getppid()], 1.0, lambda: 0.0, asked))
         give_way()
         seen.append(nice_of(threading.get_native_id()))
 

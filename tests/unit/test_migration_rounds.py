@@ -39,6 +39,15 @@ def test_a_guest_that_writes_as_fast_as_rounds_are_sent_ends_it():
     assert decision.reason == "not converging: 80000 pages sent, 78000 written meanwhile"
 
 
+def test_after_a_round_that_waited_for_the_guest_a_quicker_one_is_tried_unless_it_would_change_nothing():
+    wide, narrow = one(80_000, 78_000), one(78_000, 77_000)
+    assert not RULE.decide([wide], blackout(3.0), waited=True).stop
+    assert not RULE.decide([wide, narrow], blackout(3.0), waited=True).stop
+    quicker = replace(narrow, duration_s=0.5)
+    assert RULE.decide([wide, quicker], blackout(3.0), waited=True).diverging
+    assert RULE.decide([wide] * 8, blackout(3.0), waited=True).diverging
+
+
 def test_the_cap_ends_it():
     rounds = [one(2**20 >> n, 2**19 >> n, n) for n in range(3)]
     decision = replace(RULE, max_rounds=3).decide(rounds, blackout(9.0))
