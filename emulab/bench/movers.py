@@ -82,14 +82,14 @@ class Mover(Protocol):
 
 
 class Watched:
-    """Watchers on both nodes for the duration of one migration."""
+    """Watchers on both nodes for the duration of one migration, and ``settled_s`` before it."""
 
-    def __init__(self, testbed: Testbed, guest: str, source: str, to: str) -> None:
+    def __init__(self, testbed: Testbed, guest: str, source: str, to: str, settled_s: float = SETTLED_S) -> None:
         self._stack = ExitStack()
         self._remotes = [self._stack.enter_context(Remote(testbed.project, node, WATCH, guest)) for node in (source, to)]
         for remote in self._remotes:
             remote.expect("watching")
-        time.sleep(SETTLED_S)
+        time.sleep(settled_s)
 
     def finish(self) -> tuple[dict[str, Any], dict[str, Any]]:
         for remote in self._remotes:
@@ -130,14 +130,15 @@ def measured(report: Mapping[str, Any], source: Mapping[str, Any], destination: 
 
 
 class Ours:
-    """The migration of this project, with its default options or others."""
+    """The migration of this project, with its default options or others; watched for ``settled_s`` before it begins."""
 
-    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, options: Mapping[str, Any] | None = None, *, settled_s: float = SETTLED_S) -> None:
         self.key = "ours"
         self._options = dict(options or {})
+        self._settled_s = settled_s
 
     def move(self, testbed: Testbed, guest: str, to: str) -> Move:
-        watched = Watched(testbed, guest, str(testbed.find(guest)["node"]), to)
+        watched = Watched(testbed, guest, str(testbed.find(guest)["node"]), to, self._settled_s)
         try:
             record = within(_LONGEST_S, lambda: testbed.migrate(guest, to, dict(self._options)))
             return measured(record, *watched.finish(), freeze_known=True)

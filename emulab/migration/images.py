@@ -40,7 +40,7 @@ class FolderSender:
     """Sends the images of one folder, from the moment it is made: what CRIU has written so far, until ``finish`` says that it is done.
 
     The connection belongs to it until ``finish`` or ``close`` has returned. ``give_way`` is called by its threads
-    every millisecond or so. ``alike``: stretches of the pages files that are left as holes, because the same pages are elsewhere.
+    every other millisecond or so. ``alike``: stretches of the pages files that are left as holes, because the same pages are elsewhere.
     ``eager``: other files, too, are sent before the end. ``maps_grow``: page maps are only ever appended to, and travel as they grow.
     """
 

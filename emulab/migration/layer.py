@@ -126,7 +126,7 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 class LayerSender:
-    """One per migration: remembers what the other side already holds. ``give_way`` is called every millisecond or so."""
+    """One per migration: remembers what the other side already holds. ``give_way`` is called every other millisecond or so."""
 
     def __init__(self, root: Path, give_way: Callable[[], object] = lambda: None) -> None:
         self._root = root

@@ -85,7 +85,7 @@ class PageSender:
     def name(self, folder: Path, parts: Sequence[Part], data: bytes, give_way: Callable[[], object] = lambda: None) -> Named:
         """Next chunk to ``pack``: ``data`` is the content of ``parts``, files of ``folder``, but for those that are like others.
 
-        Memory: about twice its size. ``give_way`` is called every millisecond or so.
+        Memory: about twice its size. ``give_way`` is called every other millisecond or so.
         """
         refs = array("I")
         fresh: list[bytes] = []  # to be sent

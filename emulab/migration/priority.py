@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -18,9 +20,9 @@ from emulab.node.sampler_read import INTERFACES, cpu_used_s, parse_interfaces
 T = TypeVar("T")
 
 PATIENCE_S = 60.0
-_LONGEST_S = 0.03
-_LOOK_S = 0.005
-_PIECE_S = 0.001
+_LONGEST_S = 0.04
+_LOOK_S = 0.01
+_PIECE_S = 0.002
 _EVERY_S, _FEW_LOOKS, _SOME_LOOKS, _LOOKS, _MOST_LOOKS = 0.04, 4, 8, 20, 14
 _IDLE = 0.02  # of one CPU
 _UNASKED = 1000  # bytes that reach a guest meanwhile: fewer are the neighbours' announcements
@@ -60,7 +62,7 @@ class Signs:
 class GiveWay:
     """Called often by each thread that copies for a guest that runs.
 
-    After each millisecond of work it lets the thread wait for an idle moment: one in which a CPU stays free for a request that comes in.
+    After two milliseconds of work it lets the thread wait for an idle moment: one in which a CPU stays free for a request that comes in.
     A thread's nice value says nothing to tasks of other control groups, such as the guest's database on another node of this machine.
 
     No wait is longer than ``_LONGEST_S``, so that the copying goes on, and those of all threads together not longer than ``patience_s``.
@@ -158,10 +160,15 @@ def is_waited_for(guest: Guest) -> bool:
     return give_way.waits
 
 
-def running(path: str = "/proc/loadavg") -> int:
+@functools.cache
+def _load() -> FileIO:
+    """Kept open: threads look a hundred times a second, and to open it is most of a look."""
+    return FileIO("/proc/loadavg")
+
+
+def running() -> int:
     """Tasks of the whole machine that run or want to, this thread among them."""
-    with open(path, "rb", buffering=0) as file:
-        return int(file.read(100).split()[3].partition(b"/")[0])
+    return int(os.pread(_load().fileno(), 100, 0).split()[3].partition(b"/")[0])
 
 
 def _wants_to_run(pid: int) -> bool:

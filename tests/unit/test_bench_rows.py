@@ -156,7 +156,7 @@ def test_a_stall_is_the_longest_time_without_an_answer_around_the_migration():
 
 def test_a_request_caught_by_the_freeze_counts_without_the_blackout():
     one = {"start_s": 10.0, "freeze_s": 11.0, "resume_s": 11.5}
-    rows = [[0.9, 0.7], [4.0, 0.02], [5.9, 0.4], [9.0, 0.4], [10.5, 0.03], [10.99, 0.56], [11.2, 0.4], [12.0, 0.02]]
+    rows = [[0.9, 0.7], [4.4, 0.4], [5.0, 0.02], [9.2, 0.4], [10.5, 0.03], [10.99, 0.56], [11.2, 0.4], [12.0, 0.02]]
     parted = response_times(rows, one)
     assert parted["latencies_before"] == [0.02]
     assert parted["latencies_rounds"] == pytest.approx([0.03, 0.06])
