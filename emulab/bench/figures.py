@@ -275,7 +275,8 @@ class Bench:
 def fields_of(move: Move) -> dict[str, Any]:
     fields = asdict(move)
     record = fields.pop("record")
-    return {**fields, "total_s": move.total_s, "bytes_on_wire_self": record.get("bytes_on_wire")}
+    said = {"bytes_on_wire_self": record.get("bytes_on_wire"), "in_place": record.get("restored_in_place")}
+    return {**fields, "total_s": move.total_s, **said}
 
 
 def steady_rate(seen: dict[str, Any]) -> float:

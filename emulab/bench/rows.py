@@ -38,6 +38,7 @@ def all_rows(samples: Sequence[Sample]) -> list[Row]:
         *_growth(samples, "tasks", lambda one: float(one["tasks"]), "task"),
         *_growth(samples, "memory", lambda one: one["memory_mb"] / 1024, "GiB"),
         *_left_out(samples),
+        *_slow_restores(samples),
     ]  # fmt: skip
 
 
@@ -253,4 +254,16 @@ def _left_out(samples: Sequence[Sample]) -> list[Row]:
             rows.append(
                 Row(f"{one['group']}: {word}", f"{one['setting']}, {one['mover']}", None, None, None, "", None, f"{count} times: {reason}")
             )
+    return rows
+
+
+def _slow_restores(samples: Sequence[Sample]) -> list[Row]:
+    """A row for each setting in which ours was restored by CRIU alone, since a restore before it had failed on that node."""
+    rows = []
+    for group, setting in dict.fromkeys((one["group"], one["setting"]) for one in samples):
+        ours = usable(samples, group=group, setting=setting, mover=OURS)
+        slow = sum(one.get("in_place") is False for one in ours)
+        if slow:
+            note = f"{slow} of {len(ours)} samples: slower than usual, after a restore that had failed"
+            rows.append(Row(f"{group}: not restored in place", f"{setting}, {OURS}", None, None, None, "", None, note))
     return rows

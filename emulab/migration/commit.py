@@ -35,6 +35,7 @@ def decide(leaving: Departure) -> None:
     report.resume_s = float(answer["resume_s"])
     report.frames_held = int(answer.get("frames_held", 0))
     report.pages_filled = int(answer.get("pages_filled", 0))
+    report.restored_in_place = answer.get("in_place")
     if "hold_since_s" in answer:
         report.network_hold_s = report.resume_s - float(answer["hold_since_s"])
     report.phases["resume"] = report.resume_s - started

@@ -166,7 +166,7 @@ class Arrival:
         images, guest, large = (max(0, int(message.fields[name])) for name in ("images", "guest", "large"))
         self._waits = bool(message.fields["waits"])
         self._guest_bytes = min(guest, self.spec.memory_bytes)
-        if self.daemon is None and is_worth_it(large) and Restore.in_place:
+        if self.daemon is None and is_worth_it(large) and Restore.trusts_in_place:
             if self._restore is None:
                 self._restore = self._new_restore()
                 self._restore.fill(self._let_guests_go)
@@ -255,6 +255,7 @@ class Arrival:
             hold_since_s=self._hold_since,
             frames_held=self._hold.released if self._hold else 0,
             pages_filled=self._restore.pages_filled,
+            in_place=None if self.daemon else self._restore.in_place,
         )
 
     def _await_memory(self) -> None:

@@ -75,6 +75,7 @@ class Report:
     bytes_from_store: int = 0
     pages_changed: int = 0  # of which only the difference from an earlier version crossed
     pages_filled: int = 0  # at the destination, in the memory of large tasks before the freeze
+    restored_in_place: bool | None = None  # False: CRIU made the mappings alone, since an earlier restore had failed there
     layer_bytes: int = 0
     tasks: int = 0
     tcp_established: int = 0

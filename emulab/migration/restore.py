@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from emulab.migration.prefill import Prefill
 from emulab.migration.priority import go_first
 from emulab.nice import BEHIND, NORMAL, renice
 from emulab.node.guest import Guest
+
+log = logging.getLogger("emulab.migration")
 
 _PREFILL_PATIENCE_S = 10.0  # for the rest of it, just before the freeze
 
@@ -45,7 +48,7 @@ class Restore:
     ``in_place``: how mappings are made. After a restore that failed, CRIU does it alone: should that have been why, the next one succeeds.
     """
 
-    in_place: ClassVar[bool] = True
+    trusts_in_place: ClassVar[bool] = True
 
     def __init__(self, place: RestorePlace) -> None:
         self._place = place
@@ -53,6 +56,7 @@ class Restore:
         self._reached = threading.Event()
         self._allowed = False
         self._one_cpu: OneCpu | None = None
+        self.in_place = Restore.trusts_in_place and not place.lazy
         self._exited = threading.Event()
         self.pid = 0
         self.resumed_s = 0.0
@@ -65,7 +69,7 @@ class Restore:
             join_cgroup=place.guest.cgroup.join_command(),
             distinct=place.distinct,
             lazy=place.lazy,
-            in_place=Restore.in_place,
+            in_place=self.in_place,
         )
         verdicts = {"setup-namespaces": self._setup_namespaces, "post-restore": self._at_gate, "pre-resume": self._pre_resume}
         self._criu = HookedStandby(call, place.hook_socket, verdicts)
@@ -96,7 +100,9 @@ class Restore:
         end = clock.now() + timeout_s
         while not self._reached.wait(0.02):
             if self._exited.is_set():
-                Restore.in_place &= self._criu.process.returncode < 0  # one that was killed tells nothing
+                if self.in_place and self._criu.process.returncode > 0:  # one that was killed tells nothing
+                    log.warning("%s: mappings are no longer made in place on this node", self._place.guest.spec.name)
+                    Restore.trusts_in_place = False
                 raise EmulabError(f"CRIU could not restore: {self._reason()}")
             if clock.now() > end:
                 raise EmulabError(f"the restore took longer than {timeout_s:g} s")

@@ -58,6 +58,14 @@ def test_the_guests_own_answers_are_no_bytes_of_the_migration():
     assert row(all_rows(samples), "bytes on the wire").ours["median"] == 100
 
 
+def test_restores_by_criu_alone_are_counted_in_a_row_of_their_own():
+    samples = [moved("web", "64 workers, idle", OURS, n, in_place=n > 0, workers=64) for n in range(3)]
+    samples += [moved("web", "64 workers, idle", PRE_DUMP, workers=64), moved("web", "32 workers, idle", OURS, in_place=True, workers=32)]
+    found = [one for one in all_rows(samples) if "in place" in one.figure]
+    assert [(one.figure, one.setting) for one in found] == [("web: not restored in place", "64 workers, idle, ours")]
+    assert found[0].note.startswith("1 of 3 samples")
+
+
 def test_failed_and_left_out_settings_have_rows_that_say_why_and_count_nowhere_else():
     samples = [
         moved("memory", "64 MiB", OURS, memory_mb=64),
