@@ -25,7 +25,7 @@ from emulab.migration.destination import Arrival
 from emulab.migration.image_files import check_file_name
 from emulab.migration.lazy import handover
 from emulab.migration.model import AbortedError, Options, Report, Timeline
-from emulab.migration.plan import make_plan
+from emulab.migration.plan import kept_of, make_plan
 from emulab.migration.predict import Machine
 from emulab.migration.preflight import refuse_unmovable
 from emulab.node.guest import Guests
@@ -164,12 +164,13 @@ class Moves:
         if not control.wait(60):
             raise EmulabError(f"the migration of {name} was told to end and has not within 60 s", hint="emulab vm list shows where it is")
 
-    def plan(self, name: str, wanted: Options) -> dict[str, Any]:
-        """Predict a migration; the guest goes on and nothing is changed. Takes about a second."""
+    def plan(self, name: str, wanted: Options, to: str | None) -> dict[str, Any]:
+        """Predict a migration; the guest goes on and nothing is changed. Takes about a second. ``to``: where to, if that is known."""
         with self._claims(name):
             guest = self._guests.running(name)
             refuse_unmovable(guest, self._runner)
-            return make_plan(guest, wanted, self._lan.payload_bytes_s(wanted), self._machine, time.sleep).as_dict()
+            offer = kept_of(guest, wanted, lambda: self._lan.connect(to)) if to else None
+            return make_plan(guest, wanted, self._lan.payload_bytes_s(wanted), self._machine, time.sleep, offer).as_dict()
 
     # -- what other agents ask ---------------------------------------------------------------------------------------------------------
 
@@ -182,6 +183,8 @@ class Moves:
             elif first.kind == "status":
                 key = str(first.fields["key"])
                 peer.send("ok", state=journal.last_state(key))
+            elif first.kind == "kept":
+                peer.send("stored", store.names(check_file_name(str(first.fields["name"]))))
             elif first.kind == "forget":
                 store.discard(check_file_name(str(first.fields["name"])))
                 peer.send("ok")

@@ -182,10 +182,10 @@ class Service:
         self._moves.abort(name)
         return {"running_on": self.node}
 
-    def vm_plan(self, call: Call, *, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    def vm_plan(self, call: Call, *, name: str, options: dict[str, Any], to: str | None = None) -> dict[str, Any]:
         """Predict a migration; the guest goes on and nothing is changed. Takes about a second."""
         del call
-        return self._moves.plan(name, Options.from_dict(options))
+        return self._moves.plan(name, Options.from_dict(options), to)
 
     # -- programs on this node ---------------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,10 @@ def migrate(
     deadline: Annotated[str, typer.Option(help="Longest time frozen; then the guest goes on where it was.")] = "20s",
     link_budget: Annotated[str | None, typer.Option(help="Rate that each migration may use, such as 300mbit.")] = None,
     in_sequence: Annotated[bool, typer.Option("--in-sequence", help="Several guests one after the other, not in parallel.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Only predict time, bytes and blackout; nothing is changed.")] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Only predict time, bytes and blackout, with --to for that host; nothing is changed."),
+    ] = False,
     abort: Annotated[bool, typer.Option("--abort", help="Give up the migration that is under way; possible until its commit.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the full record, of several guests a list.")] = False,
 ) -> None:
@@ -55,7 +58,7 @@ def migrate(
         "link_budget_bit_s": 0 if link_budget is None else _quantity("--link-budget", link_budget, parse_rate, "300mbit"),
     }
     if plan:
-        _plan(names, options, json_output=json_output)
+        _plan(names, to or [], options, json_output=json_output)
         return
     if not to:
         raise UsageError("where to?", hint="--to host3, or --plan to see what it would take")
@@ -97,9 +100,10 @@ def _abort(names: Sequence[str]) -> None:
         out.print(f"the migration of {name} was aborted: it runs on {node}", markup=False)
 
 
-def _plan(names: Sequence[str], options: dict[str, Any], *, json_output: bool) -> None:
+def _plan(names: Sequence[str], to: Sequence[str], options: dict[str, Any], *, json_output: bool) -> None:
     testbed = Testbed()
-    plans = [testbed.plan_migration(name, options) for name in names]
+    destinations = [move.to for move in pair_up(names, to)] if to else [None] * len(names)
+    plans = [testbed.plan_migration(name, options, where) for name, where in zip(names, destinations, strict=True)]
     if json_output:
         out.out(json.dumps(plans[0] if len(plans) == 1 else plans, indent=2), highlight=False)
         return
@@ -114,9 +118,10 @@ def plan_lines(name: str, plan: dict[str, Any]) -> list[str]:
     memory = f"{plan['resident_bytes'] / 1e6:.0f} MB resident, {plan['proportional_bytes'] / 1e6:.0f} MB with what tasks share counted once"
     took = f"about {plan['total_s']:.1f} s in all, {plan['rounds']} rounds, {plan['bytes_on_wire'] / 1e6:.1f} MB on the wire"
     written = plan["dirty_pages_per_s"] * 4096 / 1e6
+    kept = f", {plan['kept']:.0%} of its pages are kept there" if plan["kept"] else ""
     parts = ", ".join(f"{part} {seconds * 1000:.0f}" for part, seconds in plan["blackout"].items())
     return [
-        f"{name}: {found['tasks']} tasks with {found['mappings']} mappings, {memory}, writes {written:.1f} MB/s",
+        f"{name}: {found['tasks']} tasks with {found['mappings']} mappings, {memory}, writes {written:.1f} MB/s{kept}",
         f"  by {plan['strategy']}: {took}, blackout {plan['blackout_s'] * 1000:.0f} ms",
         f"  blackout in ms: {parts}",
     ]

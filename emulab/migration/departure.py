@@ -23,7 +23,7 @@ from emulab.migration.channel import Peer
 from emulab.migration.control import Control
 from emulab.migration.dump import FinalDump, Nobody, pages_in
 from emulab.migration.images import FINAL, IMAGES, FolderSender
-from emulab.migration.inventory import moving_bytes, take_inventory
+from emulab.migration.inventory import moving_bytes
 from emulab.migration.layer import LayerSender
 from emulab.migration.lazy import leaving as lazy_steps
 from emulab.migration.lazy.handover import ServerProcess
@@ -31,7 +31,7 @@ from emulab.migration.mapped import mapped_files
 from emulab.migration.model import Options, Report, Timeline
 from emulab.migration.page_sender import PageSender
 from emulab.migration.pages import PAGE
-from emulab.migration.plan import compression, foresee, make_plan
+from emulab.migration.plan import foresee_at_rest, kept_of, make_plan
 from emulab.migration.precopy import PreCopyRounds
 from emulab.migration.predict import Machine, Prediction, Wire
 from emulab.migration.preflight import refuse_unmovable
@@ -142,14 +142,12 @@ class Departure:
         self.find_watched()
         options, guest = self.options, self.guest
         if options.max_blackout_s is not None:
-            plan = make_plan(guest, options, self.wire.link_bytes_s, self.machine, self.control.pause)
-            self.expect(plan.blackout)
+            kept = kept_of(guest, options, self.connect)
+            self.expect(make_plan(guest, options, self.wire.link_bytes_s, self.machine, self.control.pause, kept).blackout)
             self._refuse_too_long()
         elif not STRATEGIES[options.strategy].has_rounds:
-            pids = guest.cgroup.pids()
-            wire = Wire(self.wire.link_bytes_s, compression(pids))
-            files = moving_bytes(guest)
-            self.expect(foresee(take_inventory(pids), options, wire, self.machine, dirty_pages_per_s=0.0, files_bytes=files).blackout)
+            kept = kept_of(guest, options, self.connect)
+            self.expect(foresee_at_rest(guest, options, self.wire.link_bytes_s, self.machine, kept).blackout)
 
     def reach_destination(self) -> None:
         """Connect, and let the destination prepare everything that needs no guest."""

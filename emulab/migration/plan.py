@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -9,12 +10,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import zstandard
+from blake3 import blake3
 
 from emulab.criu import tracker
 from emulab.criu.dirty import DirtyPages, scan_written
 from emulab.errors import EmulabError
+from emulab.migration import store
+from emulab.migration.channel import Peer, PeerError
 from emulab.migration.inventory import Inventory, moving_bytes, take_inventory
 from emulab.migration.model import Options
+from emulab.migration.page_sender import Offer
 from emulab.migration.predict import PAGE, Machine, Prediction, Rest, Wire, predict
 from emulab.migration.prefill import filled_before
 from emulab.migration.priority import is_waited_for
@@ -24,6 +29,7 @@ from emulab.node.guest import Guest
 
 SAMPLE_S = 1.0
 _SAMPLED_PAGES = 256
+_FEW_PAGES = 16  # too few to tell how well they compress
 _UNKNOWN_RATIO = 0.4
 _FILES_RATIO = 0.5  # of the writable layer, compressed
 _STAGE_S = 0.2  # connecting, preparing, releasing
@@ -31,13 +37,17 @@ _STAGE_S = 0.2  # connecting, preparing, releasing
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found and what follows from it. Bytes are expected on the wire, times in seconds."""
+    """What was found and what follows from it. Bytes are expected on the wire, times in seconds.
+
+    ``compression``: bytes on the wire per byte of pages that are sent; ``kept``: share of the pages that the destination has already.
+    """
 
     strategy: str
     inventory: Inventory
     layer_bytes: int
     dirty_pages_per_s: float
     compression: float
+    kept: float
     link_bytes_s: float
     rounds: int
     stop_reason: str
@@ -55,26 +65,60 @@ class Plan:
         }
 
 
-def make_plan(guest: Guest, options: Options, link_bytes_s: float, machine: Machine, pause: Callable[[float], None]) -> Plan:
-    """Look at a running guest for a second or two and predict its migration. ``pause`` waits, and may raise to give up."""
+def kept_of(guest: Guest, options: Options, connect: Callable[[], Peer]) -> Offer | None:
+    """What the destination keeps of a guest, if that will be used. A destination that does not answer is one that keeps nothing."""
+    strategy = STRATEGIES[options.strategy]
+    if not options.page_store or strategy.pages_follow:
+        return None
+    try:
+        with contextlib.closing(connect()) as peer:
+            return store.look(peer, guest.spec.name)
+    except PeerError:
+        return None
+
+
+def make_plan(
+    guest: Guest, options: Options, link_bytes_s: float, machine: Machine, pause: Callable[[float], None], offer: Offer | None = None
+) -> Plan:
+    """Look at a running guest for a second or two and predict its migration. ``pause`` waits, and may raise to give up.
+
+    ``offer``: what the destination keeps of it.
+    """
     pids = guest.cgroup.pids()
     found = take_inventory(pids)
     if not found.tasks:
         raise EmulabError(f"guest {guest.spec.name} has no tasks that could be looked at")
-    wire = Wire(link_bytes_s, compression(pids))
+    ratio, kept = sample(pids, offer)
+    wire = Wire(link_bytes_s, ratio)
     rate, waits = 0.0, False
     if STRATEGIES[options.strategy].has_rounds:
         waits = is_waited_for(guest)
         rate = dirty_rate(guest, options.dirty_tracker, pause)
-    return foresee(found, options, wire, machine, dirty_pages_per_s=rate, files_bytes=moving_bytes(guest), waits=waits)
+    return foresee(found, options, wire, machine, dirty_pages_per_s=rate, files_bytes=moving_bytes(guest), waits=waits, kept=kept)
+
+
+def foresee_at_rest(guest: Guest, options: Options, link_bytes_s: float, machine: Machine, offer: Offer | None = None) -> Plan:
+    """The same at once, of a guest that does not run while it moves: what it writes need not be known."""
+    pids = guest.cgroup.pids()
+    ratio, kept = sample(pids, offer)
+    found, wire = take_inventory(pids), Wire(link_bytes_s, ratio)
+    return foresee(found, options, wire, machine, dirty_pages_per_s=0.0, files_bytes=moving_bytes(guest), kept=kept)
 
 
 def foresee(
-    found: Inventory, options: Options, wire: Wire, machine: Machine, *, dirty_pages_per_s: float, files_bytes: int, waits: bool = False
+    found: Inventory,
+    options: Options,
+    wire: Wire,
+    machine: Machine,
+    *,
+    dirty_pages_per_s: float,
+    files_bytes: int,
+    waits: bool = False,
+    kept: float = 0.0,
 ) -> Plan:
     """The arithmetic of a plan: the rounds, played through with the stop rule that the migration itself will use.
 
-    ``waits``: the rounds will wait for the guest.
+    ``waits``: the rounds will wait for the guest. ``kept``: share of its pages that need not be sent until they are written again.
     """
     strategy = STRATEGIES[options.strategy]
     files = int(files_bytes * _FILES_RATIO)
@@ -85,7 +129,7 @@ def foresee(
         other = files
     else:
         total_s += files / wire.link_bytes_s
-    distinct = found.distinct_pages
+    distinct = round((1.0 - kept) * found.distinct_pages)
     blackout = _blackout(found, options, wire, machine, left, distinct, other)
     rule = StopRule(options.freeze_budget_s, options.max_rounds, options.min_rounds)
     while strategy.has_rounds:
@@ -111,6 +155,7 @@ def foresee(
         layer_bytes=files_bytes,
         dirty_pages_per_s=dirty_pages_per_s,
         compression=wire.ratio,
+        kept=kept,
         link_bytes_s=wire.link_bytes_s,
         rounds=len(rounds),
         stop_reason=reason,
@@ -154,13 +199,18 @@ def dirty_rate(guest: Guest, tracker_name: str, pause: Callable[[float], None], 
         dirty.close()
 
 
-def compression(pids: Sequence[int]) -> float:
-    """Bytes on the wire per byte of pages that are not repeats: a few pages of the guest, at random, compressed as they would be sent."""
+def sample(pids: Sequence[int], offer: Offer | None = None) -> tuple[float, float]:
+    """A few pages of the guest, at random: bytes on the wire per byte of those that would be sent, and the share of them that would not,
+    because the other side offers them.
+    """
     pages = sample_pages(pids, _SAMPLED_PAGES)
-    if not pages:
-        return _UNKNOWN_RATIO
-    content = b"".join(page for page in pages if page.count(0) < PAGE)
-    return max(0.01, len(zstandard.ZstdCompressor(level=1).compress(content)) / (len(pages) * PAGE))
+    filled = [page for page in pages if page.count(0) < PAGE]
+    if not filled:
+        return (0.01 if pages else _UNKNOWN_RATIO), 0.0
+    fresh = [page for page in filled if not (offer and offer.find(blake3(page).digest()) is not None)]
+    tried = fresh if len(fresh) >= _FEW_PAGES else filled
+    ratio = len(zstandard.ZstdCompressor(level=1).compress(b"".join(tried))) / (len(tried) * PAGE) * len(filled) / len(pages)
+    return max(0.01, ratio), 1.0 - len(fresh) / len(filled)
 
 
 def sample_pages(pids: Sequence[int], count: int) -> list[bytes]:

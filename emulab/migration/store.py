@@ -152,6 +152,32 @@ def _wait_for(guest: str) -> None:
         thread.join(_PATIENCE_S)
 
 
+def names(guest: str, folder: Path = FOLDER) -> bytes:
+    """What ``Visit.offer`` would say if every page is sound: enough to predict with. No names if nothing is kept, or damaged."""
+    try:
+        descriptor = os.open(folder / guest, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            key, count, tail = _index(descriptor)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError, struct.error):
+        return bytes(_KEY)
+    return key + tail[: count * _NAME]
+
+
+def _index(descriptor: int) -> tuple[bytes, int, bytes]:
+    """Key, number of pages, and all that is behind the pages but the footer. Raises OSError, ValueError, struct.error."""
+    size = os.fstat(descriptor).st_size
+    magic, count, key, digest = _FOOTER.unpack(os.pread(descriptor, _FOOTER.size, max(0, size - _FOOTER.size)))
+    pieces = -(-count // _BLOCK)
+    if magic != _MAGIC or size != count * (PAGE + _NAME) + pieces * _DIGEST + _FOOTER.size:
+        raise ValueError("it is cut off")
+    tail = os.pread(descriptor, count * _NAME + pieces * _DIGEST, count * PAGE)
+    if blake3(tail).digest() != digest:
+        raise ValueError("its index is damaged")
+    return key, count, tail
+
+
 # -- on the node that the guest comes back to ----------------------------------------------------------------------------------------------
 
 
@@ -183,19 +209,10 @@ class Visit:
             self._ended.set()
 
     def _read_through(self) -> None:
-        descriptor = os.open(self._folder / self._guest, os.O_RDONLY | os.O_CLOEXEC)
-        self._descriptor = descriptor
-        size = os.fstat(descriptor).st_size
-        magic, count, key, digest = _FOOTER.unpack(os.pread(descriptor, _FOOTER.size, max(0, size - _FOOTER.size)))
-        pieces = -(-count // _BLOCK)
-        if magic != _MAGIC or size != count * (PAGE + _NAME) + pieces * _DIGEST + _FOOTER.size:
-            raise ValueError("it is cut off")
-        tail = os.pread(descriptor, count * _NAME + pieces * _DIGEST, count * PAGE)
-        if blake3(tail).digest() != digest:
-            raise ValueError("its index is damaged")
-        self._key = key
+        descriptor = self._descriptor = os.open(self._folder / self._guest, os.O_RDONLY | os.O_CLOEXEC)
+        self._key, count, tail = _index(descriptor)
         block = bytearray(_BLOCK * PAGE)
-        for number in range(pieces):
+        for number in range(-(-count // _BLOCK)):
             self._give_way()
             if self._closed:
                 return
@@ -248,7 +265,17 @@ def ask(peer: Peer, sender: PageSender) -> None:
         return
     sender.asks = False
     peer.send("stored")
+    sender.refer_to(_offered(peer))
+
+
+def look(peer: Peer, guest: str) -> Offered:
+    """What another node keeps of a guest, before anything of it moves. Raises PeerError."""
+    peer.send("kept", name=guest)
+    return _offered(peer)
+
+
+def _offered(peer: Peer) -> Offered:
     answer = peer.receive(_PATIENCE_S + 10)
     if answer.kind != "stored" or len(answer.payload) < _KEY:
         raise PeerError(f"the other agent answered {answer.kind!r} when asked for its pages")
-    sender.refer_to(Offered(answer.payload))
+    return Offered(answer.payload)

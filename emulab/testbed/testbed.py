@@ -176,15 +176,24 @@ class Testbed:
 
     def migrate(self, name: str, to: str, options: dict[str, Any], *, number: int = 1, on_event: OnEvent | None = None) -> dict[str, Any]:
         """Move a guest; returns a row of ``migrations.json``. Raises UsageError for a bad destination, RemoteError if it was aborted."""
+        source = self._source(name, to)
+        return dict(self.call(source, "vm.migrate", name=name, to=to, options=options, number=number, on_event=on_event))
+
+    def plan_migration(self, name: str, options: dict[str, Any], to: str | None = None) -> dict[str, Any]:
+        """What moving a guest would take: ``emulab.migration.plan.Plan`` as a dictionary. Takes about a second and changes nothing.
+
+        ``to``: a host which may have kept pages of it. Raises UsageError for a bad one.
+        """
+        source = self._source(name, to) if to else str(self.find(name)["node"])
+        return dict(self.call(source, "vm.plan", name=name, options=options, to=to))
+
+    def _source(self, name: str, to: str) -> str:
+        """The node that a guest would leave for ``to``."""
         check_host(to)
         source = str(self.find(name)["node"])
         if source == to:
             raise UsageError(f"guest {name} is on {to} already", hint=f"choose another host: {', '.join(set_without(HOSTS, to))}")
-        return dict(self.call(source, "vm.migrate", name=name, to=to, options=options, number=number, on_event=on_event))
-
-    def plan_migration(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
-        """What moving a guest would take: ``emulab.migration.plan.Plan`` as a dictionary. Takes about a second and changes nothing."""
-        return dict(self.call(str(self.find(name)["node"]), "vm.plan", name=name, options=options))
+        return source
 
     def abort_migration(self, name: str) -> str:
         """Give up the migration of a guest; returns the node on which it goes on. Raises UsageError if none is under way, or too late."""

@@ -30,6 +30,10 @@ def test_a_second_visit_costs_a_fraction_of_the_first(start):
     first = guest.move("host2")
     assert first["pages_from_store"] == 0
     wait_until(lambda: "check" in kept(guest.testbed, "host1"))
+    new, again = (guest.testbed.plan_migration("check", {}, to) for to in ("host3", "host1"))
+    assert new["kept"] == 0.0
+    assert again["kept"] > 0.5
+    assert again["bytes_on_wire"] < 0.5 * new["bytes_on_wire"]
     second = guest.move("host1")
     assert guest.runs_only_here() == "host1"
     assert second["pages_from_store"] > first["pages_distinct"] / 2

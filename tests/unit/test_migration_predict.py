@@ -99,9 +99,9 @@ def test_one_absurd_measurement_does_not_make_predictions_absurd():
 # -- the whole migration -------------------------------------------------------------------------------------------------------------------
 
 
-def plan(dirty_pages_per_s=1000.0, files_bytes=0, found=FOUND, wire=WIRE, waits=False, **options):
+def plan(dirty_pages_per_s=1000.0, files_bytes=0, found=FOUND, wire=WIRE, waits=False, kept=0.0, **options):
     rate = dirty_pages_per_s
-    return foresee(found, Options(**options), wire, Machine(), dirty_pages_per_s=rate, files_bytes=files_bytes, waits=waits)
+    return foresee(found, Options(**options), wire, Machine(), dirty_pages_per_s=rate, files_bytes=files_bytes, waits=waits, kept=kept)
 
 
 def test_an_idle_guest_needs_one_round_and_hardly_any_transfer_in_the_freeze():
@@ -116,6 +116,14 @@ def test_a_guest_that_writes_more_has_a_longer_blackout_and_more_bytes():
     assert busy.blackout.total_s > calm.blackout.total_s
     assert busy.bytes_on_wire > calm.bytes_on_wire
     assert busy.rounds > calm.rounds
+
+
+@pytest.mark.parametrize("strategy", ["pre-copy", "stop-and-copy"])
+def test_pages_that_are_kept_at_the_destination_need_not_be_sent(strategy):
+    first, again = plan(0.0, strategy=strategy), plan(0.0, strategy=strategy, kept=0.9)
+    spared = WIRE.bytes(round(0.9 * FOUND.distinct_pages))
+    assert first.bytes_on_wire - again.bytes_on_wire == pytest.approx(spared, rel=0.01)
+    assert again.total_s <= first.total_s  # reading and hashing takes longer than sending
 
 
 def test_a_guest_that_is_waited_for_takes_longer_and_stands_still_no_longer():

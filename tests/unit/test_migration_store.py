@@ -41,6 +41,19 @@ def places(folder, pages):
     return [offer.find(blake3(page).digest()) for page in pages]
 
 
+def test_the_names_of_what_is_kept_are_known_without_reading_it(tmp_path, folder):
+    _, distinct = fill(tmp_path, 700)
+    nothing = Offered(store.names("web", folder))
+    kept("web", distinct, folder)
+    offer = Offered(store.names("web", folder))
+    for n, (digest, _, _) in enumerate(distinct):
+        assert (nothing.find(digest), offer.find(digest)) == (None, n)
+    content = bytearray((folder / "web").read_bytes())
+    content[700 * PAGE] ^= 1
+    (folder / "web").write_bytes(content)
+    assert Offered(store.names("web", folder)).find(distinct[1][0]) is None
+
+
 def test_what_was_kept_is_offered_and_read_again(tmp_path, folder):
     pages, distinct = fill(tmp_path, 700)
     assert kept("web", distinct, folder) == 700
