@@ -100,7 +100,7 @@ class Departure:
         self.reserve = Reserve(self.give_way)  # for the images of the final dump
         self.breakpoints: Breakpoints | None = None
         self.pages: ServerProcess | None = None  # post-copy: serves the frozen guest's memory
-        self.late_distinct = self.late_zero = 0  # pages that it served
+        self.late_distinct = self.late_zero = self.late_stored = 0  # pages that it served
         self.chain: list[Path] = []  # image folders, the oldest first: each one's parent is the one before
         self.mapped: Collection[str] = ()
         self.watched: list[str] = []
@@ -171,6 +171,7 @@ class Departure:
     def prepare_pages(self) -> None:
         """Post-copy: on both sides, what the guest's memory will need to follow it."""
         lazy_steps.check_room(self)
+        store.ask(self.peer, self.sender)
         lazy_steps.start_server(self)
         self.peer.ask("memory-follows")
 
@@ -358,7 +359,8 @@ class Departure:
         report.bytes_on_wire = late + (self._peer.bytes_out + self._peer.bytes_in if self._peer else 0)
         report.bytes_of_pages = sum(item.bytes for item in report.rounds)
         report.pages_distinct, report.pages_zero = self.sender.distinct_pages + self.late_distinct, self.sender.zero_pages + self.late_zero
-        report.pages_from_store, report.bytes_from_store = self.sender.stored_pages, self.sender.stored_pages * PAGE
+        report.pages_from_store = self.sender.stored_pages + self.late_stored
+        report.bytes_from_store = report.pages_from_store * PAGE
         report.pages_changed = self.sender.changed_pages
         report.end_s = self.timeline.mark("migration", "end", outcome=outcome, **self._labels())
 
@@ -388,7 +390,9 @@ class Departure:
             self.pages.close()
         if self._peer:
             self._peer.close()
-        if self.committed and self.options.page_store and self.sender.distinct_pages:
+        # After post-copy alone hardly any pages are in files, and would take the place of what was kept before.
+        has_pages = STRATEGIES[self.options.strategy].has_rounds or not STRATEGIES[self.options.strategy].pages_follow
+        if self.committed and self.options.page_store and self.sender.distinct_pages and has_pages:
             store.keep_in_background(self.guest.spec.name, self.sender, self.folder)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)

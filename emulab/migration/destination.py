@@ -65,6 +65,7 @@ class Arrival:
         self._restore: Restore | None = None
         self._secret = secret
         self._pages_port = 0
+        self._offered = False
         self.daemon: DaemonProcess | None = None
         self._breakpoints: Breakpoints | None = None
         self._prepared = False
@@ -72,7 +73,7 @@ class Arrival:
         self._steps: dict[str, Callable[[Incoming], None]] = {
             **dict.fromkeys(("layer", "layer-end"), self._layer_message),
             **dict.fromkeys(("folder", "files", "chunk", "folder-end"), self._image_message),
-            "stored": lambda _: self._peer.send("stored", self._visit.offer()),
+            "stored": lambda _: self._offer_pages(),
             "memory-follows": self._prepare_daemon,
             "make-room": self._make_room,
             "hold": self._hold_frames,
@@ -157,6 +158,10 @@ class Arrival:
         self.guest.cgroup.limit(self.spec.vcpus, self.spec.memory_bytes)
         self.guest.cgroup.lift_quota()
 
+    def _offer_pages(self) -> None:
+        self._offered = True
+        self._peer.send("stored", self._visit.offer())
+
     def _prepare_daemon(self, _: Incoming) -> None:
         behind_guests(yes=False)  # a process begins with the priority of the thread that starts it
         self.daemon = DaemonProcess()  # now, because a Python program takes its time to start
@@ -224,6 +229,7 @@ class Arrival:
                 host=self._peer.remote_host,
                 port=self._pages_port,
                 secret=self._secret,
+                kept=self._visit.handed_on() if self._offered else None,
             )
         # Mounted only now: an overlay must not be mounted while its upper folder changes underneath it.
         self.guest.rootfs.mount()

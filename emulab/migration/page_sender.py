@@ -24,7 +24,9 @@ _GIGABIT = 117e6  # bytes of payload per second
 
 
 class Offer(Protocol):
-    """Pages that the other side has from earlier."""
+    """Pages that the other side has from earlier. ``message``: in which it said so."""
+
+    message: bytes
 
     def find(self, digest: bytes) -> int | None:
         """Number of the page in the other side's store, None if it is not there."""
@@ -72,6 +74,10 @@ class PageSender:
     def sent_pages(self) -> int:
         """Distinct pages whose content crossed the wire."""
         return len(self._known) - self.stored_pages
+
+    @property
+    def offer(self) -> Offer | None:
+        return self._offer
 
     def refer_to(self, offer: Offer) -> None:
         """From now on pages that the other side offers are referred to instead of sent."""

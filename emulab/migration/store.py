@@ -25,6 +25,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 
@@ -236,12 +237,33 @@ class Visit:
         if os.preadv(self._descriptor, [pages], first * PAGE) != len(pages):
             raise EmulabError("a page of the store is gone")
 
+    def handed_on(self) -> dict[str, Any] | None:
+        """What another process needs for ``KeptPages`` while this one has the file open; None if nothing was offered."""
+        if self._descriptor < 0 or not self._names:
+            return None
+        return {"path": f"/proc/{os.getpid()}/fd/{self._descriptor}", "count": len(self._names) // _NAME}
+
     def close(self) -> None:
         self._closed = True
         self._ended.wait()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+class KeptPages:
+    """The pages of a visit, read by another process. Raises OSError if there is no such file."""
+
+    def __init__(self, path: str, count: int) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._count = count
+
+    def read(self, number: int) -> bytes:
+        """Raises OSError, and EmulabError for a page that was never offered."""
+        page = os.pread(self._descriptor, PAGE, number * PAGE) if 0 <= number < self._count else b""
+        if len(page) != PAGE:
+            raise EmulabError("it was never offered")
+        return page
 
 
 # -- between the two -----------------------------------------------------------------------------------------------------------------------
@@ -251,6 +273,7 @@ class Offered:
     """The answer to ``ask``: names of pages by their place in the other side's store."""
 
     def __init__(self, message: bytes) -> None:
+        self.message = message
         self._key = message[:_KEY]
         names = array("Q", message[_KEY : len(message) - (len(message) - _KEY) % _NAME])
         self._places = {name: place for place, name in enumerate(names) if name}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import HOSTS, wait_until
+from conftest import HOSTS, SLOWNESS, TRACKER, wait_until
 
 from emulab.testbed.testbed import PYTHON
 
@@ -46,22 +46,60 @@ def test_a_second_visit_costs_a_fraction_of_the_first(start):
     guest.check()
 
 
+def spoil(testbed, node, every):
+    """Change some bytes of the store, one place in so many."""
+    code = f"""
+import os, pathlib
+path = pathlib.Path({STORE!r}) / "check"
+with path.open("r+b") as file:
+    for at in range(0, path.stat().st_size, {every}):
+        file.seek(at)
+        file.write(os.urandom(64))
+"""
+    assert testbed.project.exec_run(node, (PYTHON, "-c", code)).ok
+
+
 def test_a_spoiled_store_is_not_used_and_harms_nothing(start):
     guest = start()
     guest.move("host2")
     wait_until(lambda: "check" in kept(guest.testbed, "host1"))
-    spoil = f"""
-import os, pathlib
-path = pathlib.Path({STORE!r}) / "check"
-with path.open("r+b") as file:
-    for at in range(0, path.stat().st_size, 512 * 1024):
-        file.seek(at)
-        file.write(os.urandom(64))
-"""
-    assert guest.testbed.project.exec_run("host1", (PYTHON, "-c", spoil)).ok
+    spoil(guest.testbed, "host1", 512 * 1024)
     record = guest.move("host1")
     assert record["pages_from_store"] == 0
     assert guest.runs_only_here() == "host1"
+
+
+def test_what_follows_a_guest_need_not_cross_the_wire_either(start):
+    guest = start(PAGES="6000")
+    first = guest.move("host2")
+    wait_until(lambda: "check" in kept(guest.testbed, "host1"))
+    size = kept(guest.testbed, "host1")
+    second = guest.move("host1", strategy="post-copy")
+    assert second["pages_from_store"] > first["pages_distinct"] / 2
+    assert second["bytes_on_wire"] <= 0.3 * first["bytes_on_wire"]
+    assert guest.runs_only_here() == "host1"
+    guest.check()
+    cold = guest.move("host3", strategy="post-copy")
+    assert cold["pages_from_store"] == 0
+    assert cold["bytes_on_wire"] > 2 * second["bytes_on_wire"]
+    assert kept(guest.testbed, "host1") == size  # post-copy has next to nothing to keep, and leaves alone what was
+
+
+def test_pages_that_are_spoiled_after_they_were_offered_are_sent_instead(start):
+    guest = start(PAGES="6000")
+    guest.move("host2")
+    wait_until(lambda: "check" in kept(guest.testbed, "host1"))
+
+    def see(event):
+        if (event["name"], event["kind"]) == ("migration.restore", "begin"):
+            spoil(guest.testbed, "host1", 4096)
+
+    options = {"strategy": "post-copy", "dirty_tracker": TRACKER, "hold_at": {"restore": 4.0 * SLOWNESS}, "deadline_s": 60 * SLOWNESS}
+    record = guest.testbed.migrate("check", "host1", options, on_event=see)
+    assert record["outcome"] == "committed"
+    assert 0 < record["pages_from_store"] < 3000  # as many as were on their way when the first of them was refused
+    assert guest.runs_only_here() == "host1"
+    guest.check()
 
 
 def test_stopping_a_guest_forgets_it_everywhere(start):

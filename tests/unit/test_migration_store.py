@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -39,6 +42,24 @@ def places(folder, pages):
     offer, visit = offered(folder)
     visit.close()
     return [offer.find(blake3(page).digest()) for page in pages]
+
+
+def test_another_process_reads_what_was_offered_even_if_it_is_replaced_meanwhile(tmp_path, folder):
+    pages, distinct = fill(tmp_path, 20)
+    kept("web", distinct, folder)
+    offer, visit = offered(folder)
+    kept("web", fill(tmp_path, 30, "pages-2.img")[1], folder)
+    code = "import json, sys; from emulab.migration.store import KeptPages; k = KeptPages(**json.loads(sys.argv[1])); "
+    code += "sys.stdout.buffer.write(k.read(3) + k.read(19)); k.read(20)"
+    done = subprocess.run((sys.executable, "-c", code, json.dumps(visit.handed_on())), check=False, capture_output=True)
+    assert done.stdout == pages[3] + pages[19]
+    assert b"never offered" in done.stderr
+    assert offer.find(distinct[3][0]) == 3
+    visit.close()
+    nothing = Visit("db", folder)
+    nothing.offer()
+    assert nothing.handed_on() is None
+    nothing.close()
 
 
 def test_the_names_of_what_is_kept_are_known_without_reading_it(tmp_path, folder):

@@ -34,6 +34,7 @@ from emulab.migration.lazy.server import say
 from emulab.migration.lazy.source import PATIENCE_S, Answer, Source
 from emulab.migration.lazy.uffd import Uffd
 from emulab.migration.lazy.watched import Scratch, Watched
+from emulab.migration.store import KeptPages
 
 log = logging.getLogger("emulab.migration.lazy")
 
@@ -60,7 +61,8 @@ class Daemon:
         self._criu.bind(str(folder / "lazy-pages.socket"))
         self._criu.listen(1)
         secret = bytes.fromhex(call["secret"])
-        self._source = Source(lambda: connect(str(call["host"]), secret, port=int(call["port"])), self.key)
+        kept = KeptPages(**call["kept"]) if call.get("kept") else None
+        self._source = Source(lambda: connect(str(call["host"]), secret, port=int(call["port"])), self.key, kept)
         self._epoll = select.epoll()
         self._missing = plan(folder)
         self._handed_over = False

@@ -99,14 +99,18 @@ class Helper:
 
 
 class ServerProcess(Helper):
-    """Serves the pages of a guest that is about to freeze here. ``port``: where."""
+    """Serves the pages of a guest that is about to freeze here.
+
+    ``port``: where; ``offered``: file that says what the other side has kept of them.
+    """
 
     module = "emulab.migration.lazy.server"
 
     @classmethod
-    def start(cls, *, guest: str, key: str, host: str, secret: bytes, port: int = 0, limit_bytes_s: float = 0.0) -> Self:
+    def start(cls, *, guest: str, key: str, host: str, secret: bytes, port: int = 0, limit_bytes_s: float = 0.0, offered: str = "") -> Self:
         server = cls()
         call = {"guest": guest, "key": key, "host": host, "secret": secret.hex(), "port": port, "limit_bytes_s": limit_bytes_s}
+        call["offered"] = offered
         server.tell(json.dumps(call))
         server.port = int(server.hear(20)["port"])
         server.remember("out", {**call, "port": server.port})
@@ -126,9 +130,14 @@ class DaemonProcess(Helper):
         super().__init__()
         self._reach = ("", 0, b"", "")
 
-    def attend(self, *, guest: str, key: str, folder: Path, host: str, port: int, secret: bytes) -> None:
-        """Make it ready for CRIU to restore from ``folder``. Raises EmulabError if it cannot reach the source."""
-        call = {"guest": guest, "key": key, "folder": str(folder), "host": host, "port": port, "secret": secret.hex()}
+    def attend(
+        self, *, guest: str, key: str, folder: Path, host: str, port: int, secret: bytes, kept: dict[str, Any] | None = None
+    ) -> None:
+        """Make it ready for CRIU to restore from ``folder``. ``kept``: see ``Visit.handed_on``, where the source knows what was kept.
+
+        Raises EmulabError if it cannot reach the source.
+        """
+        call = {"guest": guest, "key": key, "folder": str(folder), "host": host, "port": port, "secret": secret.hex(), "kept": kept}
         self._reach = (host, port, secret, key)
         self.tell(json.dumps(call))
         self.hear(20)

@@ -21,12 +21,16 @@ log = logging.getLogger("emulab.migration.lazy")
 
 def start_server(leaving: Departure) -> None:
     """Before the freeze, because a Python program takes its time to start."""
+    offered = leaving.folder / "offered"
+    if leaving.sender.offer:
+        offered.write_bytes(leaving.sender.offer.message)
     leaving.pages = ServerProcess.start(
         guest=leaving.guest.spec.name,
         key=leaving.key,
         host=leaving.peer.local_host,
         secret=leaving.secret,
         limit_bytes_s=leaving.budget_bytes_s,
+        offered=str(offered) if leaving.sender.offer else "",
     )
 
 
@@ -90,6 +94,7 @@ def serve_rest(leaving: Departure) -> None:
         )
     )
     leaving.late_distinct, leaving.late_zero = int(said["distinct_pages"]), int(said["zero_pages"])
+    leaving.late_stored = int(said["stored_pages"])
     if not said["complete"]:
         leaving.finish("committed", str(said["reason"]))
         raise EmulabError(f"{report.vm} was ended on {report.destination}: {said['reason']}")

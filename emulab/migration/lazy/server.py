@@ -25,6 +25,8 @@ from emulab.errors import EmulabError
 from emulab.migration import journal
 from emulab.migration.channel import Listener, Peer, PeerError
 from emulab.migration.lazy.exchange import MAX_PAGES, PAGE, PageTeller
+from emulab.migration.page_sender import Offer
+from emulab.migration.store import Offered
 from emulab.node.cgroup import guest_cgroup
 from emulab.node.guest import Guests
 
@@ -71,10 +73,16 @@ def tasks_of(guest: str) -> dict[int, int]:
 
 
 class PageServer:
-    """Serves one guest. ``wait`` returns what the daemon had to say once the guest here is no longer needed."""
+    """Serves one guest. ``wait`` returns what the daemon had to say once the guest here is no longer needed.
 
-    def __init__(self, *, guest: str, key: str, host: str, port: int, secret: bytes, limit_bytes_s: float = 0.0) -> None:
+    ``offer``: pages that the other side has kept.
+    """
+
+    def __init__(
+        self, *, guest: str, key: str, host: str, port: int, secret: bytes, limit_bytes_s: float = 0.0, offer: Offer | None = None
+    ) -> None:
         self._guest = guest
+        self._offer = offer
         self._key = key
         self._limit_bytes_s = limit_bytes_s
         self._kept = threading.Event()
@@ -117,12 +125,11 @@ class PageServer:
             "pages": sum(one.pages for one in tellers),
             "zero_pages": sum(one.zero_pages for one in tellers),
             "distinct_pages": sum(one.distinct_pages for one in tellers),
+            "stored_pages": sum(one.stored_pages for one in tellers),
             "bytes_on_wire": self._bytes,
         }
 
     def _serve(self, peer: Peer, address: str) -> None:
-        teller = PageTeller()
-        self._tellers.append(teller)
         peer.limit(self._limit_bytes_s or None)
         try:
             hello = peer.receive(timeout_s=10)
@@ -130,6 +137,8 @@ class PageServer:
                 peer.send("error", message="this is the server of another guest's pages")
                 return
             peer.send("ok")
+            teller = PageTeller(self._offer if hello.fields.get("kept") else None)
+            self._tellers.append(teller)
             while True:
                 message = peer.receive(timeout_s=None)
                 self._last_heard = clock.now()
@@ -154,9 +163,9 @@ class PageServer:
         if not 0 < sum(pages for _, pages in ranges) <= MAX_PAGES or any(pages <= 0 or address % PAGE for address, pages in ranges):
             raise EmulabError("a question for pages that makes no sense")
         parts = [task.read(address, pages) for address, pages in ranges]
-        refs, content = teller.answer(b"".join(data for data, _ in parts), [one for _, shared in parts for one in shared])
+        refs, content, proof = teller.answer(b"".join(data for data, _ in parts), [one for _, shared in parts for one in shared])
         before = peer.bytes_out
-        peer.send("pages", refs + content, id=wanted["id"], refs=len(refs))
+        peer.send("pages", refs + content, id=wanted["id"], refs=len(refs), proof=proof.hex())
         self._bytes += peer.bytes_out - before
 
     def _task(self, number: int) -> Task:
@@ -205,6 +214,7 @@ def main(argv: Sequence[str] = ()) -> int:
         port=int(call.get("port", 0)),
         secret=bytes.fromhex(call["secret"]),
         limit_bytes_s=float(call.get("limit_bytes_s", 0.0)),
+        offer=Offered(Path(call["offered"]).read_bytes()) if call.get("offered") else None,
     )
     say(port=server.port)
     threading.Thread(target=listen_to_agent, args=(server,), daemon=True).start()

@@ -14,7 +14,8 @@ from typing import Any
 from emulab import clock
 from emulab.errors import EmulabError
 from emulab.migration.channel import Incoming, Peer, PeerError
-from emulab.migration.lazy.exchange import PageTaker
+from emulab.migration.lazy.exchange import NotKeptError, PageTaker
+from emulab.migration.store import KeptPages
 
 log = logging.getLogger("emulab.migration.lazy")
 
@@ -35,11 +36,12 @@ class Source:
     """Questions go out at once, answers arrive on a thread of their own; ``descriptor`` (an eventfd) is readable when there is news.
 
     ``line`` is the number of the connection, 0 while there is none. ``lost_s``: since when there is none. ``lost``: the source says that
-    the pages are gone.
+    the pages are gone. ``kept``: pages that are here already; once one of them is not as it was, all have to be sent.
     """
 
-    def __init__(self, connect: Callable[[], Peer], key: str) -> None:
+    def __init__(self, connect: Callable[[], Peer], key: str, kept: KeptPages | None = None) -> None:
         self._connect = connect
+        self._kept = kept
         self._key = key
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._asked: dict[int, int] = {}
@@ -58,7 +60,7 @@ class Source:
             peer = None
             try:
                 peer = self._connect()
-                peer.ask("pages", key=self._key, timeout_s=10)
+                peer.ask("pages", key=self._key, kept=self._kept is not None, timeout_s=10)
                 self._listen(peer)
             except (EmulabError, OSError, ValueError, KeyError) as error:
                 log.info("the source of the pages: %s", error)
@@ -74,7 +76,7 @@ class Source:
         self._lines += 1
         self._asked = {}
         self._peer = peer
-        taker = PageTaker()
+        taker = PageTaker(self._kept.read if self._kept else None)
         self.line = self._lines
         self._tell()
         while True:
@@ -89,8 +91,12 @@ class Source:
             self._tell()
 
     def _answer(self, taker: PageTaker, message: Incoming) -> Answer:
-        number, size = int(message.fields["id"]), int(message.fields["refs"])
-        return Answer(self.line, number, taker.take(message.payload[:size], message.payload[size:], self._asked.pop(number)))
+        number, size, proof = int(message.fields["id"]), int(message.fields["refs"]), bytes.fromhex(message.fields["proof"])
+        try:
+            return Answer(self.line, number, taker.take(message.payload[:size], message.payload[size:], proof, self._asked.pop(number)))
+        except NotKeptError:
+            self._kept = None
+            raise
 
     def _tell(self) -> None:
         os.eventfd_write(self.descriptor, 1)
