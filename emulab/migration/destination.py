@@ -185,7 +185,7 @@ class Arrival:
             self._hold = FrameHold(link.INNER_PORT, self.spec.mac)
             if self._restore and not self._restore.ready():
                 log.warning("%s is restored without memory that was filled before", self.spec.name)
-                self._restore.refuse()
+                self._restore.give_up()
                 self._restore = None
             if self._restore is None:
                 self._restore = self._new_restore()

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 
 from emulab import clock
 from emulab.errors import EmulabError
-from emulab.migration import guestnet
+from emulab.migration import guestnet, prefill
 from emulab.node.guest import Guest, is_zombie
 
 if TYPE_CHECKING:
     from emulab.migration.departure import Departure
 
 _TRIES = 100
+_READY_S = prefill.PATIENCE_S + 20.0  # for the other side; the guest runs meanwhile
 
 
 def bring_to_rest(leaving: Departure) -> None:
     """Stop every task at a moment at which none is a zombie and no connection is without an owner, and steer its frames away."""
     guest, report = leaving.guest, leaving.report
     leaving.neighbours = guestnet.neighbours(guest.pid, leaving.runner)
-    leaving.peer.ask("hold", timeout_s=5)  # ready before the guest stands still; nothing is steered there yet
+    leaving.peer.ask("hold", timeout_s=_READY_S)  # ready before the guest stands still; nothing is steered there yet
     for _ in range(_TRIES):
         guest.cgroup.lift_quota()
         leaving.frozen = True

@@ -28,6 +28,7 @@ from emulab.migration.strategies import Strategy
 
 log = logging.getLogger("emulab.migration")
 
+PATIENCE_S = 10.0  # for the rest of it, just before the freeze; then CRIU begins anew and without it
 _LARGE = 32 * 2**20  # bytes, in tasks that have many: a guest for which it pays
 _AT_ONCE = 256  # pages that are put in a millisecond
 _SHARE = 31 / 32  # of the guest's memory limit: CRIU itself needs some

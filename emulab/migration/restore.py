@@ -15,14 +15,12 @@ from emulab.criu.log import read_deciding_line
 from emulab.criu.standby import HookedStandby
 from emulab.errors import EmulabError
 from emulab.migration.affinity import OneCpu
-from emulab.migration.prefill import Prefill
+from emulab.migration.prefill import PATIENCE_S, Prefill
 from emulab.migration.priority import go_first
 from emulab.nice import BEHIND, NORMAL, renice
 from emulab.node.guest import Guest
 
 log = logging.getLogger("emulab.migration")
-
-_PREFILL_PATIENCE_S = 10.0  # for the rest of it, just before the freeze
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,8 @@ class Restore:
         return self.prefill.pages if self.prefill else 0
 
     def ready(self) -> bool:
-        """Let the filling end; returns whether it has, and CRIU still waits."""
-        filled = self.prefill is None or self.prefill.finish(_PREFILL_PATIENCE_S)
+        """Let the filling end; returns whether it has soon enough, and CRIU still waits."""
+        filled = self.prefill is None or self.prefill.finish(PATIENCE_S)
         renice(self._criu.process.pid, NORMAL)
         return filled and self._criu.process.poll() is None
 
@@ -142,6 +140,11 @@ class Restore:
             self._one_cpu.release()
         self._place.before_tasks_run()
         return True
+
+    def give_up(self) -> None:
+        """It has not begun and is of no use: end it at once."""
+        self._criu.process.kill()
+        self.refuse()
 
     def refuse(self) -> None:
         """Close the gate for good: CRIU ends everything it restored."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -45,13 +46,13 @@ def mappings(guest):
     return found
 
 
-def kill_criu(testbed, node):
+def signal_criu(testbed, node, number):
     """Returns how many there were."""
-    code = """
-import os, pathlib, signal
+    code = f"""
+import os, pathlib
 victims = [int(path.parent.name) for path in pathlib.Path("/proc").glob("[0-9]*/comm") if path.read_text() == "criu\\n"]
 for pid in victims:
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, {number})
 print(len(victims))
 """
     return int(testbed.project.exec_run(node, (PYTHON, "-c", code)).stdout)
@@ -94,17 +95,18 @@ def test_a_small_guest_and_post_copy_do_without(start):
     large.check()
 
 
-def test_the_guest_moves_also_if_the_waiting_criu_is_killed(start):
+@pytest.mark.parametrize(("number", "phase"), [(signal.SIGKILL, "stop_rule"), (signal.SIGSTOP, "round")])
+def test_the_guest_moves_also_if_the_waiting_criu_is_killed_or_answers_no_more(start, number, phase):
     guest = start(**LARGE)
-    killed = []
+    done = []
 
     def see(event):
-        if event.get("name") == "migration.stop_rule" and not killed:
-            wait_until(lambda: kill_criu(guest.testbed, "host2") > 0 or guest.node == "host2")
-            killed.append(True)
+        if event.get("name") == f"migration.{phase}" and not done:
+            wait_until(lambda: signal_criu(guest.testbed, "host2", int(number)) > 0 or guest.node == "host2")
+            done.append(True)
 
-    options = {"dirty_tracker": TRACKER, "hold_at": {"stop_rule": 2.0}}
+    options = {"dirty_tracker": TRACKER, "hold_at": {phase: 2.0}}
     record = guest.testbed.migrate(guest.name, "host2", options, on_event=see)
-    assert killed
+    assert done
     assert (record["outcome"], record["pages_filled"]) == ("committed", 0)
     assert guest.runs_only_here() == "host2"
