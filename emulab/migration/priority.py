@@ -23,7 +23,7 @@ PATIENCE_S = 60.0
 _LONGEST_S = 0.04
 _LOOK_S = 0.01
 _PIECE_S = 0.002
-_EVERY_S, _FEW_LOOKS, _SOME_LOOKS, _LOOKS, _MOST_LOOKS = 0.04, 4, 8, 20, 14
+_EVERY_S, _FEW_LOOKS, _SOME_LOOKS, _LOOKS, _MOST_LOOKS = 0.04, 4, 20, 30, 22
 _IDLE = 0.02  # of one CPU
 _UNASKED = 1000  # bytes that reach a guest meanwhile: fewer are the neighbours' announcements
 _QUEUED = 3.0  # tasks that want to run for each virtual CPU: more is a guest that has no time to give
@@ -99,13 +99,13 @@ class GiveWay:
         threading.Thread(target=self.judge, args=(signs,), name="manners", daemon=True).start()
 
     def judge(self, signs: Signs) -> None:
-        """Find out in 0.2 to 0.8 s whether this guest is one to wait for.
+        """Find out in 0.2 to 1.2 s whether this guest is one to wait for.
 
         One whose tasks queue up for its CPUs at most looks is not: it would starve what copies, and make each round longer in which it
         writes anew (128 saturated web workers took 22 instead of 10 s to move). Nor is one that does nothing, or that nobody asks for
-        anything. Of 64 saturated web workers 60 want to run at nearly every look, at 70 % of their capacity seldom more than two; but the
-        beginning of a migration alone can make some of them queue up for 0.3 s, so it takes longer to find out if no more than half of all
-        tasks do.
+        anything. Of 64 saturated web workers 60 want to run at nearly every look, at 70 % of their capacity seldom more than two; but what
+        queues up while the machine is away for a moment is worked off for twice as long. So it takes 0.8 s to find out, and longer if no
+        more than half of all tasks queue up.
         """
         since, used, received = clock.now(), signs.cpu_s(), signs.received()
         queued, crowded = 0, True

@@ -184,10 +184,11 @@ def test_a_wait_under_way_does_not_undo_the_decision_that_nobody_waits(monkeypat
         (1, (), False),
         (1, (8,), False),
         (1, range(0, 20, 2), True),
+        (1, range(15, 30), True),
         (1, (3, 9), False),
         (4, (), False),
         (4, (0, 5), False),
-        (4, range(7), True),
+        (4, range(9), True),
     ],
 )
 def test_only_a_guest_that_mostly_queues_up_is_not_waited_for(
