@@ -29,7 +29,7 @@ from emulab.migration.lazy import leaving as lazy_steps
 from emulab.migration.lazy.handover import ServerProcess
 from emulab.migration.mapped import mapped_files
 from emulab.migration.model import Options, Report, Timeline
-from emulab.migration.page_sender import PageSender
+from emulab.migration.page_sender import Offer, PageSender
 from emulab.migration.pages import PAGE
 from emulab.migration.plan import foresee_at_rest, kept_of, make_plan
 from emulab.migration.precopy import PreCopyRounds
@@ -142,12 +142,10 @@ class Departure:
         self.find_watched()
         options, guest = self.options, self.guest
         if options.max_blackout_s is not None:
-            kept = kept_of(guest, options, self.connect)
-            self.expect(make_plan(guest, options, self.wire.link_bytes_s, self.machine, self.control.pause, kept).blackout)
+            self.expect(make_plan(guest, options, self.wire.link_bytes_s, self.machine, self.control.pause, self._kept()).blackout)
             self._refuse_too_long()
         elif not STRATEGIES[options.strategy].has_rounds:
-            kept = kept_of(guest, options, self.connect)
-            self.expect(foresee_at_rest(guest, options, self.wire.link_bytes_s, self.machine, kept).blackout)
+            self.expect(foresee_at_rest(guest, options, self.wire.link_bytes_s, self.machine, self._kept()).blackout)
 
     def reach_destination(self) -> None:
         """Connect, and let the destination prepare everything that needs no guest."""
@@ -331,6 +329,10 @@ class Departure:
         """Remember the newest prediction of the blackout, in the report too."""
         self.prediction, self.expected_blackout_s = blackout, blackout.total_s
         self.report.predicted_blackout_s, self.report.predicted = blackout.total_s, blackout.parts()
+
+    def _kept(self) -> Offer | None:
+        """What the destination keeps of the guest, where that bears on the blackout: pages that follow are not in it."""
+        return None if STRATEGIES[self.options.strategy].pages_follow else kept_of(self.guest, self.options, self.connect)
 
     def _refuse_too_long(self) -> None:
         longest, expected = self.options.max_blackout_s, self.expected_blackout_s

@@ -59,24 +59,19 @@ class ImageFiles:
 
     def rest(self) -> Iterator[Message]:
         """CRIU is done: everything that has not been sent as it is now, however large it is."""
-        with os.scandir(self._folder) as found:
-            entries = sorted(found, key=attrgetter("name"))
+        entries = self._entries()
         if self._early.keys() - {entry.name for entry in entries}:
             raise EmulabError("an image was removed after it had been sent")
         return _packed(self._pieces(self._wanted(entries)))
 
     def settled(self) -> Iterator[Message]:
         """Files that CRIU seems to be done with, as are those of finished tasks. One that changes later is sent again."""
-        with os.scandir(self._folder) as found:
-            entries = sorted(found, key=attrgetter("name"))
-        return _packed(self._pieces(self._settled(entries)))
+        return _packed(self._pieces(self._settled(self._entries())))
 
     def grown_maps(self) -> Iterator[Message]:
         """What large page maps have grown by, where nothing else ever happens to them."""
-        with os.scandir(self._folder) as found:
-            maps = [entry for entry in found if entry.name.startswith("pagemap-")]
         names, content = [], bytearray()
-        for entry in maps:
+        for entry in self._entries("pagemap-"):
             sent = self._grown.get(entry.name, 0)
             if entry.stat().st_size >= sent + _GROWN and len(content) < _PIECES:
                 with open(entry.path, "rb", buffering=0) as file:
@@ -85,6 +80,10 @@ class ImageFiles:
                 content += data
                 self._grown[entry.name] = sent + len(data)
         return _packed([(names, bytes(content))] if names else [])
+
+    def _entries(self, prefix: str = "") -> list[os.DirEntry[str]]:
+        with os.scandir(self._folder) as found:
+            return sorted((entry for entry in found if entry.name.startswith(prefix)), key=attrgetter("name"))
 
     def _wanted(self, entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
         """Regular files that the other side needs and does not have as they are now."""

@@ -128,27 +128,27 @@ def foresee(
         other = files
     else:
         total_s += files / wire.link_bytes_s
-    distinct, fresh = found.distinct_pages, 1.0 - kept
-    blackout = _blackout(found, options, wire, machine, left, distinct, fresh, other)
+    distinct = found.distinct_pages
+    new = round((1.0 - kept) * distinct)  # of those, not at the destination already
+    blackout = _blackout(found, options, wire, machine, left, distinct, new, other)
     rule = StopRule(options.freeze_budget_s, options.max_rounds, options.min_rounds)
     while strategy.has_rounds:
-        took_s = machine.costs.round + left * machine.costs.dump_page + max(wire.seconds(round(fresh * distinct)), left * wire.page_s)
-        on_wire += wire.bytes(round(fresh * distinct))
+        took_s = machine.costs.round + left * machine.costs.dump_page + max(wire.seconds(new), left * wire.page_s)
+        on_wire += wire.bytes(new)
         total_s += took_s * (machine.costs.waiting if waits else 1.0)
         # Not the longer for waiting: a guest that is waited for writes the same pages again.
         dirty = int(min(found.own_pages, dirty_pages_per_s * took_s))
         rounds.append(_planned(len(rounds) + 1, left, dirty))
-        left = distinct = dirty
-        fresh = 1.0
-        blackout = _blackout(found, options, wire, machine, left, distinct, fresh, other)
+        left = distinct = new = dirty
+        blackout = _blackout(found, options, wire, machine, left, distinct, new, other)
         decision = rule.decide(rounds, blackout)
         reason = decision.reason
         if decision.stop:
             break
-    on_wire += wire.bytes(round(fresh * distinct) + found.shared_pages)
+    on_wire += wire.bytes(new + found.shared_pages)
     total_s += blackout.total_s
     if strategy.pages_follow:
-        total_s += max(wire.seconds(round(fresh * distinct)), left * wire.page_s)
+        total_s += max(wire.seconds(new), left * wire.page_s)
     return Plan(
         strategy=options.strategy,
         inventory=found,
@@ -166,12 +166,12 @@ def foresee(
 
 
 def _blackout(
-    found: Inventory, options: Options, wire: Wire, machine: Machine, left: int, distinct: int, fresh: float, other: int
+    found: Inventory, options: Options, wire: Wire, machine: Machine, left: int, distinct: int, new: int, other: int
 ) -> Prediction:
-    """``left`` pages to save, of which ``distinct`` are no repeats, and a share ``fresh`` of those travels; with post-copy they follow."""
+    """``left`` pages to save, of which ``distinct`` are no repeats, and ``new`` of those travel; with post-copy they follow."""
     later = STRATEGIES[options.strategy].pages_follow
     saved = found.shared_pages + (0 if later else left)
-    sent = found.shared_pages + (0 if later else round(fresh * distinct))
+    sent = found.shared_pages + (0 if later else new)
     all_pages = found.own_pages + found.shared_pages - (left if later else 0)
     distinct_pages = max(0, found.distinct_pages - (distinct if later else 0)) + found.shared_pages
     filled = filled_before(found, STRATEGIES[options.strategy], left)

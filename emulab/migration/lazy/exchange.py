@@ -16,9 +16,10 @@ from blake3 import blake3
 
 from emulab.errors import EmulabError
 from emulab.migration.page_sender import Offer
+from emulab.migration.pages import STORED
 
 PAGE = 4096
-ZERO, ONCE, STORED = 0xFFFFFFFF, 0xFFFFFFFE, 1 << 31
+ZERO, ONCE = 0xFFFFFFFF, 0xFFFFFFFE
 MAX_PAGES = 1024  # per request
 REMEMBERED = 49152  # 192 MiB at the destination
 _ZERO_PAGE = bytes(PAGE)

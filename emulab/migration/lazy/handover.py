@@ -109,8 +109,8 @@ class ServerProcess(Helper):
     @classmethod
     def start(cls, *, guest: str, key: str, host: str, secret: bytes, port: int = 0, limit_bytes_s: float = 0.0, offered: str = "") -> Self:
         server = cls()
-        call = {"guest": guest, "key": key, "host": host, "secret": secret.hex(), "port": port, "limit_bytes_s": limit_bytes_s}
-        call["offered"] = offered
+        where = {"host": host, "secret": secret.hex(), "port": port, "limit_bytes_s": limit_bytes_s}
+        call = {"guest": guest, "key": key, "offered": offered, **where}
         server.tell(json.dumps(call))
         server.port = int(server.hear(20)["port"])
         server.remember("out", {**call, "port": server.port})
