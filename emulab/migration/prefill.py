@@ -55,15 +55,13 @@ _Stretch = tuple[int, int, int]  # address, first distinct page or ZERO_REF for 
 
 
 class _Source:
-    """One task's images in one folder, read as they arrive. ``number``: of its pages file."""
+    """One task's images in one folder, read as they arrive. ``head``: the first bytes of its page map; ``number``: of its pages file."""
 
-    def __init__(self, pagemap: Path) -> None:
+    def __init__(self, pagemap: Path, head: bytes) -> None:
         self.pid = int(pagemap.stem.partition("-")[2])
         self._pagemap = pagemap
         self._runs: deque[tuple[int, int]] = deque()  # address, pages
         self._taken = 0  # pages of the pages file
-        with pagemap.open("rb", buffering=0) as file:
-            head = file.read(_HEAD)
         begin, end = next(whole_messages(head, _MAGICS))
         self.number = next(value for field, value, _ in numbers(head, begin, end) if field == 1)
         self._parsed = end  # bytes of the page map
@@ -177,8 +175,8 @@ class Prefill:
 
     def _take_from(self, folder: Path) -> None:
         for pagemap in folder.glob("pagemap-[0-9]*.img"):
-            if pagemap not in self._sources and pagemap.stat().st_size > _MAGICS:
-                self._sources[pagemap] = _Source(pagemap)
+            if pagemap not in self._sources and (head := _head(pagemap)):
+                self._sources[pagemap] = _Source(pagemap, head)
         for source in sorted(self._sources.values(), key=attrgetter("number")):  # as they are sent
             task = self._tasks[source.pid]
             if task.own < MANY and source.arrived < MANY:
@@ -230,6 +228,13 @@ class Prefill:
             put = _REPLACE if self._full else _PUT
             orders = ((address, pid, first, pages, _DROP if first == ZERO_REF else put) for address, first, pages in few)
             self.pages += self._standby.put(b"".join(_ORDER.pack(*order) for order in orders))
+
+
+def _head(pagemap: Path) -> bytes | None:
+    """How a page map begins; None while that has not arrived."""
+    with pagemap.open("rb", buffering=0) as file:
+        head = file.read(_HEAD)
+    return head if len(head) == _HEAD or any(whole_messages(head, _MAGICS)) else None
 
 
 def _some(stretches: list[_Stretch]) -> Iterator[list[_Stretch]]:

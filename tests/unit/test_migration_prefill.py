@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+import time
 from array import array
 from pathlib import Path
 
@@ -100,6 +102,11 @@ def memory(standby, address, pages=1):
         return os.pread(file.fileno(), pages * PAGE, SOMEWHERE + address % SEGMENT)
 
 
+def cut(data, *places):
+    """As a file arrives."""
+    return [data[start:end] for start, end in itertools.pairwise((0, *places, len(data)))]
+
+
 def fill(prefill, *folders):
     for folder in folders:
         prefill.folder(folder)
@@ -120,16 +127,15 @@ def test_a_large_tasks_pages_are_in_memory_where_they_belong(prefill, standby, i
 
 def test_it_keeps_up_with_what_arrives(prefill, standby, images):
     folder, pages = images.folder("1"), images.introduce(3 * MANY)
+    (folder / "pages-1.img.numbers").write_bytes(array("I", pages[: 2 * MANY]).tobytes())
+    entries = [write_entry(BASE, BASE + MANY * PAGE, PRESENT), write_entry(BASE + MANY * PAGE, BASE + 3 * MANY * PAGE, PRESENT)]
     prefill.folder(folder)
-    images.add(folder, 1, [(BASE, MANY)], pages[: MANY // 2])  # half of the pages that the map names
-    pagemap = folder / "pagemap-1.img"
-    whole = pagemap.read_bytes()
-    prefill.arrived()
-    images.add(folder, 1, [(BASE + MANY * PAGE, 2 * MANY)], pages[MANY // 2 : 2 * MANY])
-    both = pagemap.read_bytes()
-    pagemap.write_bytes(both[: len(whole) + 3])  # cut off within an entry
-    prefill.arrived()
-    pagemap.write_bytes(both)
+    for part in cut(write_head(1) + entries[0] + entries[1], 5, 10, len(write_head(1)) + 4, len(write_head(1) + entries[0]) + 3):
+        with (folder / "pagemap-1.img").open("ab") as file:
+            file.write(part)
+        prefill.arrived()
+        time.sleep(0.15)  # it looks
+    wait_until(lambda: prefill.pages == 2 * MANY, 20)
     images.add(folder, 1, [], pages[2 * MANY :])
     assert fill(prefill) == 3 * MANY
     assert memory(standby, BASE, 3 * MANY) == images.distinct.read_bytes()
