@@ -382,17 +382,10 @@ class Departure:
     def _close(self) -> None:
         self.give_way.end()
         self.reserve.give_back()
-        if self.breakpoints:
-            self.breakpoints.close()
-        if self.tracker:
-            self.tracker.close()
-        if self.dump:
-            self.dump.close()
-        if self.pages:
-            self.pages.close()
-        if self._peer:
-            self._peer.close()
-        # After post-copy alone hardly any pages are in files, and would take the place of what was kept before.
+        for used in (self.breakpoints, self.tracker, self.dump, self.pages, self._peer, self.sender):
+            if used:
+                used.close()
+        # After post-copy alone hardly any pages are in files, and would replace what was kept before.
         has_pages = STRATEGIES[self.options.strategy].has_rounds or not STRATEGIES[self.options.strategy].pages_follow
         if self.committed and self.options.page_store and self.sender.distinct_pages and has_pages:
             store.keep_in_background(self.guest.spec.name, self.sender, self.folder)

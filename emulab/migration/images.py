@@ -89,8 +89,6 @@ class FolderSender:
         for thread in self._threads:
             thread.join()
         self.poll()
-        for kind, payload, fields in self._others.rest():
-            self._peer.send(kind, payload, **fields)
         self._peer.send("folder-end")
 
     def close(self) -> None:
@@ -125,6 +123,8 @@ class FolderSender:
                 if self._parts and (complete or (not moved and self._gathered >= _EAGER_PAGES and self._ahead.empty())):
                     self._hand_over()
                 if complete:
+                    for message in self._others.rest():
+                        self._put(message)
                     break
                 self._look_at_others()
                 if moved < CHUNK_PAGES:

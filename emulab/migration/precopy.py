@@ -63,6 +63,7 @@ class PreCopyRounds:
             if not decision.stop or (decision.diverging and leaving.options.auto_converge and self._tighten(decision.reason)):
                 continue
             break
+        leaving.sender.look_no_more()
         report = leaving.report
         report.stop_reason = decision.reason
         leaving.expect(prediction)

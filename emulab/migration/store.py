@@ -59,7 +59,7 @@ def _name(digest: bytes, key: bytes) -> bytes:
 # -- on the node that the guest leaves -----------------------------------------------------------------------------------------------------
 
 
-def kept(leaving: str, pages: Iterable[tuple[bytes, Path, int]], folder: Path = FOLDER, *, limit: int = PER_GUEST) -> int:
+def kept(leaving: str, pages: Iterable[tuple[Path, int]], folder: Path = FOLDER, *, limit: int = PER_GUEST) -> int:
     """Write the store of a guest: pages as ``PageSender.distinct`` names them. Returns how many were kept.
 
     ``limit`` in bytes; less is kept on a full disk. Raises OSError. Memory: a block of pages, and 8 bytes per page.
@@ -73,8 +73,8 @@ def kept(leaving: str, pages: Iterable[tuple[bytes, Path, int]], folder: Path = 
     try:
         with partial.open("wb") as file:
             for block in _blocks(islice(pages, room)):
-                content = b"".join(page for _, page in block)
-                names += b"".join(_name(digest, key) for digest, _ in block)
+                names += b"".join(_name(blake3(page).digest(), key) for page in block)
+                content = b"".join(block)
                 blocks += blake3(content).digest()
                 file.write(content)
             count = len(names) // _NAME
@@ -87,18 +87,18 @@ def kept(leaving: str, pages: Iterable[tuple[bytes, Path, int]], folder: Path = 
     return count
 
 
-def _blocks(pages: Iterator[tuple[bytes, Path, int]]) -> Iterator[list[tuple[bytes, bytes]]]:
-    """(digest, content) of pages, so many at a time."""
+def _blocks(pages: Iterator[tuple[Path, int]]) -> Iterator[list[bytes]]:
+    """Content of pages, so many at a time."""
     descriptor, opened = -1, None
     try:
         while batch := list(islice(pages, _BLOCK)):
             block = []
-            for digest, path, number in batch:
+            for path, number in batch:
                 if path != opened:
                     if descriptor >= 0:
                         os.close(descriptor)
                     descriptor, opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC), path
-                block.append((digest, os.pread(descriptor, PAGE, number * PAGE)))
+                block.append(os.pread(descriptor, PAGE, number * PAGE))
             yield block
     finally:
         if descriptor >= 0:
@@ -136,7 +136,7 @@ def keep_in_background(guest: str, sender: PageSender, images: Path, folder: Pat
 
     def work() -> None:
         try:
-            count = kept(guest, ((digest, mine / path.relative_to(images), page) for digest, path, page in sender.distinct()), folder)
+            count = kept(guest, ((mine / path.relative_to(images), page) for path, page in sender.distinct()), folder)
             make_room(folder)
             log.info("kept %d pages of %s", count, guest)
         except OSError as error:

@@ -35,7 +35,7 @@ PACKAGES = (
 IMAGES = ("emulab/base:trixie", "emulab/node:latest", "emulab/olio-db:latest", "emulab/olio-web:latest")
 # What the tests there need of the development environment; wheels for the machine's Python, put together here.
 LIBRARIES = ("docker>=7.1,<8", "pydantic>=2.9,<3", "pyyaml>=6", "typer>=0.15", "rich>=13.9", "psutil>=6", "hypothesis", "pytest>=8.3",
-             "pytest-timeout", "blake3>=1.0", "zstandard>=0.23")  # fmt: skip
+             "pytest-timeout", "blake3>=1.0", "xxhash>=3.5", "zstandard>=0.23")  # fmt: skip
 _NETWORK = "[Match]\nName=en*\n[Network]\nDHCP=yes\n"
 
 
