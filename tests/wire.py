@@ -27,10 +27,10 @@ class Wire:
         self.sent.append(message)
         self.bytes_out += len(header) + len(payload)
 
-    def deliver(self, receiver: Any) -> bool:
-        """Hand over everything that was sent; returns what the receiver said to the last message."""
+    def deliver(self, receiver: Any, most: int | None = None) -> bool:
+        """Hand over what was sent, all or the first ``most`` messages; returns what the receiver said to the last of them."""
         ended = False
-        while self.messages:
+        for _ in range(len(self.messages) if most is None else most):
             ended = receiver.handle(self.messages.popleft())
         return ended
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from emulab.migration import commit, freeze, journal, store, undo
 from emulab.migration.affinity import OneCpu
 from emulab.migration.channel import Peer
 from emulab.migration.control import Control
-from emulab.migration.dump import FinalDump, Nobody, pages_in
+from emulab.migration.dump import FinalDump, Nobody
 from emulab.migration.images import FINAL, IMAGES, FolderSender
 from emulab.migration.inventory import moving_bytes
+from emulab.migration.last_images import LastImages
 from emulab.migration.layer import LayerSender
 from emulab.migration.lazy import leaving as lazy_steps
 from emulab.migration.lazy.handover import ServerProcess
@@ -38,7 +38,6 @@ from emulab.migration.preflight import refuse_unmovable
 from emulab.migration.priority import PATIENCE_S, GiveWay, Signs
 from emulab.migration.progress import Progress
 from emulab.migration.reserve import Reserve
-from emulab.migration.rounds import Round
 from emulab.migration.strategies import STRATEGIES
 from emulab.migration.throttle import Throttle
 from emulab.migration.watched import watched_paths
@@ -96,6 +95,7 @@ class Departure:
         self.layer = LayerSender(guest.rootfs.upper, self.give_way)
         self.tracker: DirtyTracker | None = None
         self.dump: FinalDump | None = None
+        self.last_images: LastImages | None = None
         self.one_cpu: OneCpu | None = None
         self.reserve = Reserve(self.give_way)  # for the images of the final dump
         self.breakpoints: Breakpoints | None = None
@@ -222,59 +222,13 @@ class Departure:
 
     def dump_and_send(self) -> None:
         """Final dump; the pages of tasks that are done travel while CRIU works on the others. CRIU then waits for the verdict."""
-        started = self.timeline.mark("migration.dump", "begin")
-        before = self.peer.bytes_out
-        assert self.dump is not None
-        images = self.folder / FINAL
-        self.one_cpu = OneCpu(self.guest.cgroup.pids(), self.dump.pid, self.key)
-        self.reserve.give_back()
-        self.dump.begin()
-        self.stream = FolderSender(self.peer, images, self.sender, eager=True)
-        with self._looking_at_layer():
-            try:
-                self.dump.wait_until_dumped(self.left(), meanwhile=self.stream.poll, check=self.control.check)
-            except BaseException:
-                self.dump.settle()
-                self.guest.cgroup.freeze()  # a CRIU that died has let the tasks run, with their connections half taken apart
-                raise
-            # CRIU has thawed the cgroup and holds the tasks by ptrace alone: should it die after the commit, they must not run.
-            self.guest.cgroup.freeze()
-            dumped = self.timeline.mark("migration.dump", "end")
-            self.report.phases["dump"] = dumped - started
-            self.timeline.mark("migration.transfer", "begin", at=dumped)
-            self.stream.finish()
-            self.peer.expect_ok(self.left())
-        layer_bytes = self.layer_pass()
-        self.report.layer_bytes += layer_bytes
-        sent = self.timeline.mark("migration.transfer", "end", bytes=self.peer.bytes_out - before)
-        self.report.phases["transfer"] = sent - dumped
-        self.chain.append(images)
-        pages = pages_in(images)
-        previous = self.report.rounds[-1] if self.report.rounds else None
-        self.report.rounds.append(
-            Round(
-                n=len(self.report.rounds) + 1,
-                kind="final",
-                start_s=started,
-                duration_s=sent - started,
-                frozen_s=dumped - (self.report.freeze_s or started),
-                pages=pages,
-                bytes=pages * PAGE,
-                bytes_on_wire=self.peer.bytes_out - before,
-                layer_bytes=layer_bytes,
-                predicted_blackout_s=previous.predicted_blackout_s if previous else 0.0,
-                dirty_pages_per_s=pages / (started - previous.start_s) if previous else 0.0,
-            )
-        )
+        self.last_images = LastImages(self)
+        self.last_images.dump_and_send()
 
     def restore_there(self) -> None:
-        """The destination restores the guest up to its gate: complete, but not running."""
-        started = self.timeline.mark("migration.restore", "begin")
-        chain = [folder.name for folder in self.chain]
-        port = self.pages.port if self.pages else 0
-        self.peer.ask("restore", chain=chain, neighbours=self.neighbours, pages_port=port, timeout_s=self.left())
-        self.control.check()
-        self.report.phases["restore"] = self.timeline.mark("migration.restore", "end") - started
+        """The destination restores the guest up to its gate, complete but not running, and receives the last pages meanwhile."""
+        assert self.last_images is not None
+        self.last_images.restore_there()
 
     def commit(self) -> None:
         """The one decision. From here on this side never resumes the guest unless the destination says that it does not have it."""
@@ -308,15 +262,15 @@ class Departure:
 
     def layer_pass(self) -> int:
         """Bring the destination's copy of the layer up to date; returns bytes sent."""
-        if self.guest.spec.storage == "shared":
+        if self.layer_is_shared:
             return 0
         sent = self.layer.send_pass(self.peer, waits=self.give_way.waits)
         self.peer.expect_ok(self.left() if self.frozen else 120)
         return sent
 
-    def _looking_at_layer(self) -> AbstractContextManager[None]:
-        """Begin the last layer pass while CRIU is at work, on what a frozen guest no longer changes."""
-        return nullcontext() if self.guest.spec.storage == "shared" else self.layer.looking(self.mapped)
+    @property
+    def layer_is_shared(self) -> bool:
+        return self.guest.spec.storage == "shared"
 
     def limit_guest(self) -> None:
         """The guest's CPU limit, after it was lifted for a stop."""

@@ -63,6 +63,7 @@ class Arrival:
         self._hold: FrameHold | None = None
         self._hold_since = 0.0
         self._restore: Restore | None = None
+        self._pages_complete_s = 0.0
         self._secret = secret
         self._pages_port = 0
         self._offered = False
@@ -134,12 +135,17 @@ class Arrival:
     def _image_message(self, message: Incoming) -> None:
         self._waits = bool(message.fields.get("waits", self._waits))
         self._let_guests_go()
+        if self._restore and self._restore.begun and message.kind in ("folder", "files"):
+            raise EmulabError("image files arrived after the restore had begun")
         complete = self._images.handle(message)
         if self._restore and self._restore.prefill:
             if message.kind == "folder":
                 self._restore.prefill.folder(self._folder / str(message.fields["folder"]))
             self._restore.prefill.arrived()
         if complete:
+            if self._restore and self._restore.begun:
+                self._pages_complete_s = clock.now()
+                self._restore.wait_at_gate()
             self._peer.send("ok")
 
     # -- steps -------------------------------------------------------------------------------------------------------------------------
@@ -212,13 +218,14 @@ class Arrival:
         announce(link.INNER_PORT, self.spec.mac, self.spec.address)
 
     def _restore_guest(self, message: Incoming) -> None:
+        """All but the last pages is here: the restore begins, and waits for those that it needs. The answer comes when all is complete."""
         self._neighbours = [(str(ip), str(mac)) for ip, mac in message.fields["neighbours"]]
         self._pages_port = int(message.fields.get("pages_port", 0))
+        self._images.expect({str(name): int(count) for name, count in message.fields["pages"].items()})
         self._restore_behind_gate([str(name) for name in message.fields["chain"]])
-        self._peer.send("ok")
 
     def _restore_behind_gate(self, chain: list[str]) -> None:
-        if self._restore is None:
+        if self._restore is None or self._restore.begun:
             raise EmulabError("a restore was asked for out of turn")
         link_parents(self._folder, [check_file_name(name) for name in chain])
         if self.daemon:
@@ -235,11 +242,12 @@ class Arrival:
         self.guest.rootfs.mount()
         # CRIU asks for memory in a moment, and to free a gigabyte takes 85 ms: meanwhile.
         threading.Thread(target=self._reserve.give_back, name="give back", daemon=True).start()
-        self._restore.run_to_gate()
+        self._restore.begin()
 
     def _commit(self) -> None:
         """The point of no return for this side: from here on the guest runs here."""
-        assert self._restore is not None
+        if self._restore is None or not self._pages_complete_s:
+            raise EmulabError("a commit before the guest was complete")
         # On disk before the gate opens: an agent that is killed now must find the guest again.
         self.guest = replace(self.guest, pid=self._restore.pid, ticks=start_ticks(self._restore.pid), since_s=clock.now())
         self._guests.save(self.guest)
@@ -252,7 +260,7 @@ class Arrival:
         journal.record(self.key, "running", role="destination", vm=self.spec.name)
         if self._hold:
             self._hold.release(self.spec.port)
-        times = self._restore.times
+        times = {**self._restore.times, "pages-complete": self._pages_complete_s}
         self._restore.close()
         self._peer.send(
             "ok",
@@ -293,7 +301,10 @@ class Arrival:
         logs = {}
         if self._restore:
             logs["restore.log"] = self._restore.log_text()
-            self._restore.refuse()
+            if self._restore.begun and not self._pages_complete_s:
+                self._restore.give_up()  # it waits for pages that do not come
+            else:
+                self._restore.refuse()
         if self._committed:
             # A CRIU that dies behind the gate leaves tasks that neither run nor can be saved again: only once it has said that they run
             # the guest is here. Otherwise it is ended and its source, which is frozen until then, told to go on.

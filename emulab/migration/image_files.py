@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import zstandard
 
 from emulab.errors import EmulabError
 from emulab.migration.channel import Incoming
-from emulab.migration.pages import PAGE
 
 _LOCAL = {"stats-dump", "parent", "irmap-cache"}
 _PIECES = 4 * 1024 * 1024  # content of one message
@@ -46,19 +45,16 @@ def is_pages(name: str) -> bool:
 
 
 class ImageFiles:
-    """Messages with what is not pages in ``folder``, each piece once. ``pages``: how many of each pages file are sent otherwise;
-    what is less than a page at its end belongs here. ``give_way`` is called before each file.
-    """
+    """Messages with what is not pages in ``folder``, each piece once. ``give_way`` is called before each file."""
 
-    def __init__(self, folder: Path, pages: Mapping[str, int], give_way: Callable[[], object]) -> None:
+    def __init__(self, folder: Path, give_way: Callable[[], object]) -> None:
         self._folder = folder
-        self._pages = pages
         self._give_way = give_way
         self._grown: dict[str, int] = {}  # bytes of each page map that have been sent before the end
         self._early: dict[str, tuple[int, int]] = {}  # size and time of other files that have been sent before the end
 
     def rest(self) -> Iterator[Message]:
-        """CRIU is done: everything that has not been sent as it is now, however large it is."""
+        """CRIU is done: everything that has not been sent as it is now, however large it is. Pages go another way."""
         entries = self._entries()
         if self._early.keys() - {entry.name for entry in entries}:
             raise EmulabError("an image was removed after it had been sent")
@@ -89,7 +85,7 @@ class ImageFiles:
         """Regular files that the other side needs and does not have as they are now."""
         for entry in entries:
             self._give_way()
-            if entry.name in _LOCAL or entry.name.endswith(".log"):
+            if entry.name in _LOCAL or entry.name.endswith(".log") or is_pages(entry.name):
                 continue
             try:
                 status = entry.stat()
@@ -99,7 +95,7 @@ class ImageFiles:
                 yield entry, status
 
     def _settled(self, entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-        for entry, status in self._wanted(entry for entry in entries if not is_pages(entry.name)):
+        for entry, status in self._wanted(entries):
             if 0 < status.st_size <= _EARLY_SIZE and time.time_ns() - status.st_mtime_ns >= _SETTLED_NS:
                 self._early[entry.name] = status.st_size, status.st_mtime_ns
                 yield entry, status
@@ -108,11 +104,11 @@ class ImageFiles:
         names: list[tuple[str, int, int]] = []
         content = bytearray()
         for entry, status in wanted:
-            name, pages = entry.name, self._pages.get(entry.name)
-            offset = self._grown.get(name, 0) if pages is None else pages * PAGE
+            name = entry.name
+            offset = self._grown.get(name, 0)
             file = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if not status.st_size and pages is None:
+                if not status.st_size:
                     names.append((name, 0, 0))
                 while data := os.pread(file, _PIECES - len(content), offset):
                     names.append((name, offset, len(data)))

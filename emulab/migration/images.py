@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from io import FileIO
 from itertools import groupby
 from operator import attrgetter
@@ -67,9 +67,12 @@ class FolderSender:
         self._parts: list[Part] = []  # of the chunk that is being gathered
         self._data: list[bytes] = []
         self._gathered = self._read_pages = 0  # pages of ``_parts``, and of ``_data``
-        self._others = ImageFiles(folder, self._sent, self._give_way)
+        self._others = ImageFiles(folder, self._give_way)
+        self._asked = threading.Event()  # and answered: until then nobody else may use the connection
+        self._looking = threading.Lock()  # for other files than pages
+        self._files_sent = False  # all of them
         self._looked = clock.now()
-        self._ahead: queue.Queue[Message | Named | None] = queue.Queue(_AHEAD)  # a None ends it
+        self._ahead: queue.Queue[Named | None] = queue.Queue(_AHEAD)  # a None ends it
         self._complete = threading.Event()
         self._stopped = threading.Event()
         self._failed: list[BaseException] = []
@@ -83,8 +86,23 @@ class FolderSender:
         if self._failed:
             raise self._failed[0]
 
+    def finish_files(self) -> dict[str, int]:
+        """CRIU is done: send all other files, past the pages that wait to be sent. Returns how many pages each pages file has."""
+        while not self._asked.wait(0.05):
+            self.poll()
+        with os.scandir(self._folder) as found:
+            sizes = {entry.name: entry.stat().st_size for entry in found if is_pages(entry.name)}
+        if any(size % PAGE for size in sizes.values()):
+            raise EmulabError("a pages file ends within a page")
+        with self._looking:
+            self._send_at_once(self._others.rest())
+            self._files_sent = True
+        return {name: size // PAGE for name, size in sizes.items()}
+
     def finish(self) -> None:
         """CRIU is done: send everything that is left."""
+        if not self._files_sent:
+            self.finish_files()
         self._complete.set()
         for thread in self._threads:
             thread.join()
@@ -116,6 +134,7 @@ class FolderSender:
     def _read(self) -> None:
         try:
             ask(self._peer, self._sender)
+            self._asked.set()
             self._sender.versions.begin(self._folder)
             while not self._stopped.is_set():
                 complete = self._complete.is_set()  # asked before looking: what is there then is all there is
@@ -123,8 +142,6 @@ class FolderSender:
                 if self._parts and (complete or (not moved and self._gathered >= _EAGER_PAGES and self._ahead.empty())):
                     self._hand_over()
                 if complete:
-                    for message in self._others.rest():
-                        self._put(message)
                     break
                 self._look_at_others()
                 if moved < CHUNK_PAGES:
@@ -207,7 +224,7 @@ class FolderSender:
         self._put(named)
         self._look_at_others()
 
-    def _put(self, item: Message | Named | None) -> None:
+    def _put(self, item: Named | None) -> None:
         while True:
             try:
                 return self._ahead.put(item, timeout=0.05)
@@ -224,7 +241,7 @@ class FolderSender:
             if item is None:
                 return
             self._give_way()
-            kind, payload, fields = self._packed(item) if isinstance(item, Named) else item
+            kind, payload, fields = self._packed(item)
             self._peer.send(kind, payload, **fields)
 
     def _packed(self, named: Named) -> Message:
@@ -239,9 +256,14 @@ class FolderSender:
         """Now and then: what of other files can be sent before the end."""
         if not (self._eager or self._maps_grow) or clock.now() - self._looked < _OTHERS_EVERY_S:
             return
-        for message in self._others.settled() if self._eager else self._others.grown_maps():
-            self._put(message)
+        with self._looking:
+            if not self._files_sent:  # what a restore begins with is not touched any more
+                self._send_at_once(self._others.settled() if self._eager else self._others.grown_maps())
         self._looked = clock.now()
+
+    def _send_at_once(self, messages: Iterable[Message]) -> None:
+        for kind, payload, fields in messages:
+            self._peer.send(kind, payload, **fields)
 
 
 def send_folder(peer: Peer, folder: Path, sender: PageSender) -> None:
@@ -262,7 +284,7 @@ class FolderReceiver:
             "folder": self._start,
             "files": self._files,
             "chunk": self._chunk,
-            "folder-end": lambda _: True,
+            "folder-end": self._end,
         }.get(message.kind)
         if handler is None:
             raise EmulabError(f"message {message.kind!r} in the middle of an image folder")
@@ -272,6 +294,18 @@ class FolderReceiver:
         self._folder = self._base / check_file_name(str(message.fields["folder"]))
         self._folder.mkdir(exist_ok=True)
         return False
+
+    def expect(self, pages: Mapping[str, int]) -> None:
+        """How many pages each pages file of the folder at hand will have; from now on they may be read (``PageReceiver.expect``)."""
+        if self._folder is None:
+            raise EmulabError("pages are expected before their folder")
+        self._receiver.expect({self._folder / check_file_name(name): count for name, count in pages.items()})
+
+    def _end(self, _: Incoming) -> bool:
+        if self._folder is None:
+            raise EmulabError("the end of a folder before its beginning")
+        self._receiver.complete(self._folder)
+        return True
 
     def _files(self, message: Incoming) -> bool:
         if self._folder is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +39,34 @@ class PageReceiver:
         self._decompressor = Decompressor()
         self._files: dict[Path, int] = {}  # descriptor of each pages file's numbers
         self._sizes: dict[Path, int] = {}  # in pages
+        self._expected: dict[Path, int] = {}  # pages of each pages file that is not complete
+
+    def expect(self, pages: Mapping[Path, int]) -> None:
+        """How many pages these files will have. From now on they and ``distinct`` may be read: the numbers of a file that is not complete
+        are locked until it is, or given up (criu/native/pages.c).
+        """
+        for path, count in pages.items():
+            self._open(path)
+            if count != self._sizes[path]:
+                fcntl.flock(self._files[path], fcntl.LOCK_EX)
+                self._expected[path] = count
+                self._check_complete(path)
+        left = sum(count - self._sizes[path] for path, count in self._expected.items())
+        if self._distinct >= 0:
+            os.ftruncate(self._distinct, (self._count + left) * PAGE)  # it may be mapped now, and has to be as large as it will be
+
+    def complete(self, folder: Path) -> None:
+        """Nothing follows in a folder. Raises EmulabError if something is missing."""
+        if any(path.parent == folder for path in self._expected):
+            raise EmulabError("pages that were expected have not arrived")
+
+    def _check_complete(self, path: Path) -> None:
+        expected = self._expected.get(path, self._sizes[path])
+        if self._sizes[path] > expected:
+            raise EmulabError(f"{path.name} has more pages than it should have")
+        if path in self._expected and self._sizes[path] == expected:
+            del self._expected[path]
+            fcntl.flock(self._files[path], fcntl.LOCK_UN)
 
     def write(self, folder: Path, chunk: Chunk) -> None:
         """Append a chunk to its files in ``folder``. Raises EmulabError, with no page written, unless it is exactly what was sent."""
@@ -64,6 +93,7 @@ class PageReceiver:
             _write_all(self._files[path], memoryview(data), part.first * numbers.itemsize)
             self._sizes[path] += part.count
             at += part.count
+            self._check_complete(path)
 
     def _open(self, path: Path) -> None:
         """A pages file, empty, and its numbers, at its first part."""

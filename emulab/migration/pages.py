@@ -13,7 +13,8 @@ n-th distinct page is the next content in the chunk.
 
 At the destination, repeats stay references: the file ``DISTINCT`` holds each distinct page once, and beside each pages file, which is
 empty, a file with ``NUMBERS`` added to its name holds the number of each page (32 bits, little endian; ``ZERO_REF`` for the zero page).
-CRIU reads its pages files through criu/native/pages.c, which puts them together.
+CRIU reads its pages files through criu/native/pages.c, which puts them together. It may begin before the last pages are there: the numbers
+of a pages file that is not complete are locked, and whoever opens it waits.
 """
 
 from __future__ import annotations

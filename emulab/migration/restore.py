@@ -41,7 +41,7 @@ class RestorePlace:
 
 
 class Restore:
-    """``criu restore`` up to its ``post-restore`` gate, and through it. Started when it is made; it waits for ``run_to_gate``.
+    """``criu restore`` up to its ``post-restore`` gate, and through it. Started when it is made; it waits for ``begin``.
 
     ``in_place``: how mappings are made. After a restore that failed, CRIU does it alone: should that have been why, the next one succeeds.
     """
@@ -56,6 +56,7 @@ class Restore:
         self._one_cpu: OneCpu | None = None
         self.in_place = Restore.trusts_in_place and not place.lazy
         self._exited = threading.Event()
+        self.begun = False
         self.pid = 0
         self.resumed_s = 0.0
         self.prefill: Prefill | None = None
@@ -91,10 +92,14 @@ class Restore:
 
     # -- up to the gate ----------------------------------------------------------------------------------------------------------------
 
-    def run_to_gate(self, timeout_s: float = 60.0) -> None:
-        """Returns once the guest is complete, but not running. Raises EmulabError if CRIU fails, or takes longer."""
+    def begin(self) -> None:
+        """Let CRIU begin; it waits for pages that have not arrived."""
         self._criu.go()
+        self.begun = True
         threading.Thread(target=self._watch, name="restore", daemon=True).start()
+
+    def wait_at_gate(self, timeout_s: float = 60.0) -> None:
+        """Returns once the guest is complete, but not running. Raises EmulabError if CRIU fails, or takes longer."""
         end = clock.now() + timeout_s
         while not self._reached.wait(0.02):
             if self._exited.is_set():
@@ -142,7 +147,7 @@ class Restore:
         return True
 
     def give_up(self) -> None:
-        """It has not begun and is of no use: end it at once."""
+        """It waits for what will not come: end it at once."""
         self._criu.process.kill()
         self.refuse()
 

@@ -32,7 +32,7 @@ FIELDS = {
     "folder-end": (),
     "hold": (),
     "announce": (),
-    "restore": ("folder", "chain", "neighbours"),
+    "restore": ("chain", "neighbours", "pages", "pages_port"),
     "commit": (),
     "status": ("key",),
     "arrive": ("key", "source", "spec"),
@@ -158,7 +158,7 @@ def test_whatever_is_said_during_an_arrival_ends_in_an_error(say, unharmed):
     @example([["layer", {"entries": [], "size": 1 << 62}, "28b52ffd"]])
     @example([["files", {"names": [["x", 1 << 62]]}, "28b52ffd"]])
     @example([["commit", {}, ""]])
-    @example([["restore", {"folder": "final", "chain": ["final", "final"], "neighbours": []}, ""]])
+    @example([["restore", {"chain": ["final", "final"], "neighbours": [], "pages": {}}, ""]])
     def check(messages):
         answers, end = say([half(unharmed), *messages])
         assert end == "closed"

@@ -69,6 +69,58 @@ right &= again != file or os.pread(again, 10, 5) == whole[5:15]
 plain = [os.pread(opened(name), 20, 0).decode() for name in ("pages-9.img", "other-7.img")]
 print(json.dumps([right, refused, plain, os.environ.get("EMULAB_SHIM_PAGES")]))
 """
+# The same for a pages file that is opened while pages of it are still to come: 2 of 3 in one file, 1 of 1 in another one that never come.
+_SETUP_LATE = """
+import json, os, shutil, subprocess, sys, threading, time
+from array import array
+from pathlib import Path
+from blake3 import blake3
+from emulab.criu.commands import SHIM
+from emulab.migration.page_receiver import PageReceiver
+from emulab.migration.pages import Chunk, Part, pack_refs
+folder = Path("/run/emulab/pages-test")
+shutil.rmtree(folder, ignore_errors=True)
+folder.mkdir()
+pages = [os.urandom(4096) for _ in range(2)]
+(folder / "whole").write_bytes(pages[0] + bytes(4096) + pages[1])
+def chunk(first, refs, page):
+    digest = blake3(page)
+    digest.update(array("I", refs).tobytes())
+    return Chunk((Part("pages-5.img", first, len(refs)),), digest.digest(), pack_refs(refs), 0, page)
+receiver = PageReceiver(folder / "distinct")
+receiver.write(folder, chunk(0, [0], pages[0]))
+receiver.expect({folder / "pages-5.img": 3, folder / "pages-6.img": 1})
+def come():
+    time.sleep(0.5)
+    receiver.write(folder, chunk(1, [0xFFFFFFFF, 1], pages[1]))
+    time.sleep(0.5)
+    receiver.close()
+threading.Thread(target=come).start()
+environment = {**os.environ, "LD_PRELOAD": SHIM, "EMULAB_SHIM_PAGES": str(folder / "distinct")}
+outcome = subprocess.run((sys.executable, "-c", sys.argv[1], str(folder)), env=environment, capture_output=True, text=True)
+shutil.rmtree(folder)
+print(outcome.stdout or json.dumps(outcome.stderr))
+"""
+_READ_LATE = """
+import json, os, sys, time
+base = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+whole = os.pread(os.open("whole", os.O_RDONLY, dir_fd=base), 3 * 4096, 0)
+started, said = time.monotonic(), []
+for name in ("pages-5.img", "pages-6.img"):
+    file = os.open(name, os.O_RDONLY, dir_fd=base)
+    said.append(time.monotonic() - started)
+    said.append([os.pread(file, 4096, at * 4096) == whole[at * 4096 : (at + 1) * 4096] for at in range(3)])
+print(json.dumps(said))
+"""
+
+
+def test_what_is_still_to_come_is_waited_for(moving):
+    outcome = moving.project.exec_run("host1", (PYTHON, "-c", _SETUP_LATE, _READ_LATE))
+    assert outcome.ok, outcome.stderr
+    opened_s, right, given_up_s, never_came = json.loads(outcome.stdout)
+    assert right == [True] * 3
+    assert 0.2 < opened_s < given_up_s  # the waits themselves: neither was answered before its time
+    assert never_came == [False] * 3
 
 
 def test_pages_are_put_together_from_their_numbers(moving):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,69 @@ def test_a_file_that_is_removed_after_it_was_sent_is_an_error(there):
         stream.finish()
 
 
+class Slow(Wire):
+    """Takes no pages until it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def send(self, kind, payload=b"", **fields):
+        if kind == "chunk":
+            self.go_on.wait()
+        super().send(kind, payload, **fields)
+
+
+def is_locked(folder, name):
+    """Whoever reads this pages file waits."""
+    with (folder / f"{name}.numbers").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_restore_can_begin_before_the_last_pages_are_sent(there, here, receiver):
+    """All files go past the pages that wait for the link, and none of them again. Whoever reads pages can tell what is still to come."""
+    wire = Slow()
+    stream = FolderSender(wire, there, PageSender(), eager=True)
+    pages = [os.urandom(6000 * PAGE), os.urandom(200 * PAGE)]  # more than may wait for the link
+    fill(there, pages_1=pages[0], pages_2=pages[1], pages_3=b"", core_1=b"core", files=os.urandom(400_000))
+    counts = stream.finish_files()
+    assert counts == {"pages-1.img": 6000, "pages-2.img": 200, "pages-3.img": 0}
+    wire.deliver(receiver)
+    folder = here / "final"
+    assert {path.name for path in folder.iterdir()} >= {"core-1.img", "files.img"}
+    receiver.expect(counts)
+    assert (here / DISTINCT).stat().st_size == 6200 * PAGE  # it is mapped now
+    assert [is_locked(folder, name) for name in counts] == [True, True, False]
+    time.sleep(0.1)  # by now it would look for files again
+    wire.go_on.set()
+    stream.finish()
+    assert {message.kind for message in wire.messages} == {"chunk", "folder-end"}
+    while is_locked(folder, "pages-1.img"):
+        assert wire.deliver(receiver, most=1) is False
+    assert arrived(folder, here / DISTINCT)["pages-1.img"] == pages[0]
+    assert wire.deliver(receiver) is True
+    assert not is_locked(folder, "pages-2.img")
+    assert content_there(folder) == content(there)
+
+
+@pytest.mark.parametrize("change", [1, -1])
+def test_more_or_fewer_pages_than_were_told_are_refused(there, here, receiver, change):
+    wire = Slow()
+    stream = FolderSender(wire, there, PageSender(), eager=True)
+    fill(there, pages_1=os.urandom(500 * PAGE))
+    counts = stream.finish_files()
+    wire.deliver(receiver)
+    receiver.expect({name: count + change for name, count in counts.items()})
+    wire.go_on.set()
+    stream.finish()
+    with pytest.raises(EmulabError, match="have not arrived" if change > 0 else "more pages"):
+        wire.deliver(receiver)
+
+
 def test_small_files_share_a_chunk(there):
     for number in range(1, 41):
         fill(there, **{f"pages_{number}": os.urandom(PAGE)})
@@ -224,12 +289,10 @@ def test_a_second_folder_refers_to_pages_of_the_first(there, here, receiver, tmp
     assert sender.distinct_pages == 1
 
 
-def test_pages_files_of_another_size_are_sent_as_plain_files(there, here, receiver):
+def test_a_pages_file_that_ends_within_a_page_is_an_error(there):
     fill(there, pages_1=b"x" * 100)
-    wire = Wire()
-    send_folder(wire, there, PageSender())
-    wire.deliver(receiver)
-    assert content_there(here / "final") == {"pages-1.img": b"x" * 100}
+    with pytest.raises(EmulabError, match="ends within a page"):
+        send_folder(Wire(), there, PageSender())
 
 
 def test_an_error_while_reading_pages_is_raised_and_not_lost(there):

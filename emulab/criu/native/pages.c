@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -65,6 +66,16 @@ static int is_pages_file(const char *path)
 	return sscanf(path, "pages-%u.img%n", &number, &end) == 1 && end && !path[end];
 }
 
+/* CRIU may begin before the last pages have arrived: whoever writes the numbers of a pages file has them locked until they are
+ * complete (emulab/migration/page_receiver.py). If he gives up, or dies, they end too early, and so does CRIU. */
+static int open_numbers(int dir, const char *name)
+{
+	int fd = syscall(SYS_openat, dir, name, O_RDONLY | O_CLOEXEC, 0);
+	while (fd >= 0 && syscall(SYS_flock, fd, LOCK_SH) && errno == EINTR)
+		;
+	return fd;
+}
+
 /* Note the numbers of a pages file that was opened. Where they cannot be had, CRIU finds the file empty, and says so. */
 void pages_opened(int fd, int dir, const char *path)
 {
@@ -76,7 +87,7 @@ void pages_opened(int fd, int dir, const char *path)
 	if (file_count == FILES)
 		return;
 	sprintf(name, "%s.numbers", path);
-	int numbers = syscall(SYS_openat, dir, name, O_RDONLY | O_CLOEXEC, 0);
+	int numbers = open_numbers(dir, name);
 	if (numbers < 0)
 		return;
 	struct file file = { .fd = fd };
