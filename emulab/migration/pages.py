@@ -1,10 +1,10 @@
 """Memory pages on the wire: every distinct page crosses once.
 
 CRIU dumps a page that prefork workers share copy-on-write once per worker; measured on Apache with 119 workers, 71 % of the pages of a
-round were such copies. The sender names each page by a strong hash (BLAKE3, 256 bits, so that a guest cannot forge a collision) and sends
-the content of a page only the first time; zero pages, repeats and pages that the destination kept from an earlier visit of the guest are
-references. The receiver rebuilds the new pages of each chunk, compares their digest and that of all references with the sender's, and only
-then keeps them.
+round were such copies. The sender names each page by a hash with a secret seed, compares it with the one that it knows by that name (so
+that a guest that forges a collision gains nothing), and sends the content of a page only the first time; zero pages, repeats and pages that
+the destination kept from an earlier visit of the guest are references. The receiver rebuilds the new pages of each chunk, compares their
+BLAKE3 digest and that of all references with the sender's, and only then keeps them.
 
 References are 32-bit numbers. ``ZERO_REF`` is the zero page. Below ``STORED`` a number means the n-th distinct page of this migration,
 counted from 0; a number equal to the count so far introduces a new page, whose content is the next one in the chunk. ``STORED`` + n
