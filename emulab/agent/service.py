@@ -24,7 +24,6 @@ from emulab.node.processes import run_streamed
 from emulab.node.sampler import GuestTarget, Sampler
 
 CONFIGURATION = Path("/run/emulab-agent.json")
-_CLEARED_S = 3.0  # a move whose end was told may still be clearing away
 
 
 class Service:
@@ -155,7 +154,7 @@ class Service:
     def vm_stop(self, call: Call, *, name: str) -> None:
         del call
         self._moves.give_up(name)
-        with self._claims(name, patience_s=_CLEARED_S):
+        with self._claims(name):
             self.guests.stop(name)
         self._moves.forget(name)
 

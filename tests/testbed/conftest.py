@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from emulab.agent.rpc import RemoteError
 from emulab.criu import NATIVE
 from emulab.criu.tracker import has_write_protect
 from emulab.engine import connect, ensure_images
@@ -165,7 +166,18 @@ def start(moving):
     yield start
     for guest in moving.guests():
         if guest["name"] in names:
-            moving.stop_guest(guest["name"])
+            wait_until(lambda name=guest["name"]: has_stopped(moving, name))
+
+
+def has_stopped(testbed, name):
+    """Stop a guest; False while a move that has ended is still clearing away."""
+    try:
+        testbed.stop_guest(name)
+    except RemoteError as error:
+        if "busy" in error.message:
+            return False
+        raise
+    return True
 
 
 def start_guest(testbed, name, host, *, number=0, vcpus=1.0, memory=MEMORY, program=None, storage="local", **env):

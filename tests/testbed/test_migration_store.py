@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,7 @@ def test_pages_that_are_spoiled_after_they_were_offered_are_sent_instead(start):
 
     def see(event):
         if (event["name"], event["kind"]) == ("migration.restore", "begin"):
+            time.sleep(SLOWNESS)  # what is in images has arrived by then
             spoil(guest.testbed, "host1", 4096)
 
     options = {"strategy": "post-copy", "dirty_tracker": TRACKER, "hold_at": {"restore": 4.0 * SLOWNESS}, "deadline_s": 60 * SLOWNESS}

@@ -90,7 +90,7 @@ class World:
         self.arrival.__dict__.update(
             key=KEY, spec=ModelGuest.spec, guest=ModelGuest(self, "destination"), daemon=None, _hold=None, _hold_since=0.0,
             _guests=self.guests["destination"], _restore=Restore(self), _peer=SimpleNamespace(send=self.hear, drain=lambda _: None),
-            _prepared=True, _committed=False,
+            _prepared=True, _committed=False, _pages_complete_s=1.0,
         )  # fmt: skip
 
     # -- what can happen ---------------------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class World:
 class Restore:
     """CRIU at its gate."""
 
-    pid, resumed_s = 0, 0.0
+    pid, resumed_s, begun = 0, 0.0, True
 
     def __init__(self, world):
         self.world, self.resumed, self.hooks = world, False, SimpleNamespace(times={})
