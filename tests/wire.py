@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emulab.migration.channel import Incoming
-from emulab.migration.pages import NUMBERS, PAGE, ZERO_REF
+from emulab.migration.pages import DISTINCT, NUMBERS, PAGE, ZERO_REF
 
 
 class Wire:
@@ -51,3 +51,19 @@ def arrived(folder: Path, distinct: Path) -> dict[str, bytes]:
             content = b"".join(parts) + content
         found[path.name] = content
     return found
+
+
+def fill(folder: Path, **files: bytes) -> None:
+    """Images by name, with _ for -."""
+    for name, content in files.items():
+        (folder / f"{name.replace('_', '-')}.img").write_bytes(content)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Name and content of every file of a folder at the source."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def content_there(folder: Path) -> dict[str, bytes]:
+    """The same at the destination."""
+    return arrived(folder, folder.parent / DISTINCT)

@@ -304,7 +304,7 @@ class FolderReceiver:
     def _end(self, _: Incoming) -> bool:
         if self._folder is None:
             raise EmulabError("the end of a folder before its beginning")
-        self._receiver.complete(self._folder)
+        self._receiver.check_complete(self._folder)
         return True
 
     def _files(self, message: Incoming) -> bool:

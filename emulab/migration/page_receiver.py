@@ -47,24 +47,22 @@ class PageReceiver:
         """
         for path, count in pages.items():
             self._open(path)
-            if count != self._sizes[path]:
-                fcntl.flock(self._files[path], fcntl.LOCK_EX)
-                self._expected[path] = count
-                self._check_complete(path)
+            fcntl.flock(self._files[path], fcntl.LOCK_EX)
+            self._expected[path] = count
+            self._unlock_if_complete(path)
         left = sum(count - self._sizes[path] for path, count in self._expected.items())
         if self._distinct >= 0:
             os.ftruncate(self._distinct, (self._count + left) * PAGE)  # it may be mapped now, and has to be as large as it will be
 
-    def complete(self, folder: Path) -> None:
+    def check_complete(self, folder: Path) -> None:
         """Nothing follows in a folder. Raises EmulabError if something is missing."""
         if any(path.parent == folder for path in self._expected):
             raise EmulabError("pages that were expected have not arrived")
 
-    def _check_complete(self, path: Path) -> None:
-        expected = self._expected.get(path, self._sizes[path])
-        if self._sizes[path] > expected:
+    def _unlock_if_complete(self, path: Path) -> None:
+        if self._sizes[path] > self._expected[path]:
             raise EmulabError(f"{path.name} has more pages than it should have")
-        if path in self._expected and self._sizes[path] == expected:
+        if self._sizes[path] == self._expected[path]:
             del self._expected[path]
             fcntl.flock(self._files[path], fcntl.LOCK_UN)
 
@@ -93,7 +91,8 @@ class PageReceiver:
             _write_all(self._files[path], memoryview(data), part.first * numbers.itemsize)
             self._sizes[path] += part.count
             at += part.count
-            self._check_complete(path)
+            if path in self._expected:
+                self._unlock_if_complete(path)
 
     def _open(self, path: Path) -> None:
         """A pages file, empty, and its numbers, at its first part."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,20 +228,18 @@ class PageSender:
 
 
 class _Sources:
-    """Pages in the files that were sent from; those that were used last stay open."""
+    """Pages in the files that were sent from, which stay open: a late round looks into all of them again and again."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
-        self._open: OrderedDict[int, int] = OrderedDict()  # descriptors by file, the one used last at the end
+        self._open: dict[int, int] = {}  # descriptors by file
 
     def read(self, file: int, page: int, count: int = 1) -> bytes:
         descriptor = self._open.get(file)
         if descriptor is None:
             if len(self._open) == _MOST_OPEN:
-                os.close(self._open.popitem(last=False)[1])
+                self.close()
             descriptor = self._open[file] = os.open(self._files[file], os.O_RDONLY | os.O_CLOEXEC)
-        else:
-            self._open.move_to_end(file)
         return os.pread(descriptor, count * PAGE, page * PAGE)
 
     def close(self) -> None:
