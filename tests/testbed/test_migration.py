@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from conftest import MEMORY, SETTINGS, traces, wait_until
+from conftest import MEMORY, SETTINGS, settled, traces, wait_until
 from killing import Kill
 
 from emulab.agent.rpc import RemoteError
@@ -156,7 +156,7 @@ def test_criu_dies_at_the_final_dump(moving, start, strategy):
             error = aborted(guest, "host2", strategy=strategy)
             assert kill.happened()
         assert "check runs on host1" in error.message
-        assert guest.runs_only_here() == "host1"
+        assert settled(guest) == "host1"
     assert guest.move("host2")["outcome"] == "committed"
     guest.check()
 
@@ -169,7 +169,7 @@ def test_criu_dies_at_the_restore(moving, start):
             assert kill.happened()
         assert "check runs on host1" in error.message
         assert "could not restore" in error.message
-        assert guest.runs_only_here() == "host1"
+        assert settled(guest) == "host1"
 
 
 def test_a_guest_too_large_for_its_limit_at_the_destination(moving, start):
