@@ -64,6 +64,8 @@ class Arrival:
         self._hold_since = 0.0
         self._restore: Restore | None = None
         self._pages_complete_s = 0.0
+        self._may_rebuild = threading.Event()
+        self._may_rebuild.set()
         self._secret = secret
         self._pages_port = 0
         self._offered = False
@@ -137,6 +139,7 @@ class Arrival:
         self._let_guests_go()
         if self._restore and self._restore.begun and message.kind in ("folder", "files"):
             raise EmulabError("image files arrived after the restore had begun")
+        self._may_rebuild.wait()
         complete = self._images.handle(message)
         if self._restore and self._restore.prefill:
             if message.kind == "folder":
@@ -240,8 +243,7 @@ class Arrival:
             )
         # Mounted only now: an overlay must not be mounted while its upper folder changes underneath it.
         self.guest.rootfs.mount()
-        # CRIU asks for memory in a moment, and to free a gigabyte takes 85 ms: meanwhile.
-        threading.Thread(target=self._reserve.give_back, name="give back", daemon=True).start()
+        self._reserve.give_back_meanwhile()  # CRIU asks for memory in a moment
         self._restore.begin()
 
     def _commit(self) -> None:
@@ -293,7 +295,11 @@ class Arrival:
         announce(link.INNER_PORT, self.spec.mac, self.spec.address, times=1)
 
     def _enter_namespace(self, pid: int) -> None:
-        guestnet.enter_namespace(self.spec.port, self.spec.mac, pid, self.spec.address, self.spec.prefix, self._neighbours)
+        self._may_rebuild.clear()  # CRIU waits for this, and not yet for pages: it is not to share the interpreter with them
+        try:
+            guestnet.enter_namespace(self.spec.port, self.spec.mac, pid, self.spec.address, self.spec.prefix, self._neighbours)
+        finally:
+            self._may_rebuild.set()
 
     # -- undoing -----------------------------------------------------------------------------------------------------------------------
 

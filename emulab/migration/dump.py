@@ -20,14 +20,17 @@ _PATIENCE_S = 10.0
 class FinalDump:
     """``criu dump`` of a frozen guest, held at ``post-dump``: ``refuse`` lets CRIU undo it all, ``end`` ends CRIU alone.
 
-    Made before the freeze; ``begin`` lets it work.
+    Made before the freeze: it comes as far as ``pre-dump``, before it looks at any task, and waits there for ``begin``.
     """
 
     def __init__(self, call: commands.CriuCall, images: Path, socket_path: Path) -> None:
         self._images = images
+        self._begun = False
+        self._asked = threading.Event()  # to begin, or to give up before that
         self._dumped = threading.Event()
         self._decided = threading.Event()
-        self._criu = HookedStandby(call, socket_path, {"post-dump": self._at_post_dump})
+        self._criu = HookedStandby(call, socket_path, {"pre-dump": self._at_pre_dump, "post-dump": self._at_post_dump})
+        self._criu.go()
 
     @property
     def pid(self) -> int:
@@ -35,7 +38,13 @@ class FinalDump:
         return self._criu.process.pid
 
     def begin(self) -> None:
-        self._criu.go()
+        self._begun = True
+        self._asked.set()
+
+    def _at_pre_dump(self, pid: int) -> bool:
+        del pid
+        self._asked.wait()
+        return self._begun
 
     def _at_post_dump(self, pid: int) -> bool:
         del pid
@@ -65,12 +74,14 @@ class FinalDump:
 
     def refuse(self) -> None:
         """Answer no and wait until CRIU has let go of the tasks. Without a hook waiting, CRIU is ended and the tree goes on."""
+        self._asked.set()
         self._decided.set()
         self._criu.stop()
 
     def end(self) -> None:
         """End CRIU without an answer: the tree stays as it is, and must be kept from running by its cgroup."""
         self._criu.kill()
+        self._asked.set()
         self._decided.set()
 
     def close(self) -> None:

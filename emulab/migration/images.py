@@ -71,6 +71,8 @@ class FolderSender:
         self._asked = threading.Event()  # and answered: until then nobody else may use the connection
         self._looking = threading.Lock()  # for other files than pages
         self._files_sent = False  # all of them
+        self._may_go_on = threading.Event()  # the threads
+        self._may_go_on.set()
         self._looked = clock.now()
         self._ahead: queue.Queue[Named | None] = queue.Queue(_AHEAD)  # a None ends it
         self._complete = threading.Event()
@@ -87,7 +89,11 @@ class FolderSender:
             raise self._failed[0]
 
     def finish_files(self) -> dict[str, int]:
-        """CRIU is done: send all other files, past the pages that wait to be sent. Returns how many pages each pages file has."""
+        """CRIU is done: send all other files, past the pages that wait to be sent. Returns how many pages each pages file has.
+
+        Pages wait until ``finish``: whoever is in between makes a restore begin, and is not to share the interpreter with them.
+        """
+        self._may_go_on.clear()
         while not self._asked.wait(0.05):
             self.poll()
         with os.scandir(self._folder) as found:
@@ -104,6 +110,7 @@ class FolderSender:
         if not self._files_sent:
             self.finish_files()
         self._complete.set()
+        self._may_go_on.set()
         for thread in self._threads:
             thread.join()
         self.poll()
@@ -116,6 +123,7 @@ class FolderSender:
         """
         self._stopped.set()
         self._complete.set()
+        self._may_go_on.set()
         for thread in self._threads:
             thread.join(_PATIENCE_S)
             if thread.is_alive():
@@ -149,6 +157,11 @@ class FolderSender:
         finally:
             self._put(None)
 
+    def _pause(self) -> None:
+        """What else is more urgent goes first."""
+        self._give_way()
+        self._may_go_on.wait()
+
     def _gather(self, *, complete: bool) -> int:
         """Take what the pages files have grown by; returns how many pages that was."""
         moved = 0
@@ -158,7 +171,7 @@ class FolderSender:
         # Files are written one after the other; whether one of those before the last two has grown after all, the last look tells.
         worth = names if complete else [name for name in names if name in self._growing or name not in self._sent or name in names[-2:]]
         for name in worth:
-            self._give_way()
+            self._pause()
             moved += self._gather_from(name, files[name].stat().st_size // PAGE, complete=complete)
         return moved
 
@@ -217,8 +230,8 @@ class FolderSender:
             self._parts.append(part)
 
     def _hand_over(self) -> None:
-        self._give_way()
-        named = self._sender.name(self._folder, self._parts, b"".join(self._data), self._give_way)
+        self._pause()
+        named = self._sender.name(self._folder, self._parts, b"".join(self._data), self._pause)
         self._parts, self._data = [], []
         self._gathered = self._read_pages = 0
         self._put(named)
@@ -240,7 +253,7 @@ class FolderSender:
                 continue
             if item is None:
                 return
-            self._give_way()
+            self._pause()
             kind, payload, fields = self._packed(item)
             self._peer.send(kind, payload, **fields)
 

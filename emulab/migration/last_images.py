@@ -37,8 +37,8 @@ class LastImages:
         self._started = timeline.mark("migration.dump", "begin")
         self._bytes_before = leaving.peer.bytes_out
         leaving.one_cpu = OneCpu(leaving.guest.cgroup.pids(), dump.pid, leaving.key)
-        leaving.reserve.give_back()
         dump.begin()
+        leaving.reserve.give_back_meanwhile()
         stream = leaving.stream = FolderSender(leaving.peer, self._images, leaving.sender, eager=True)
         # The last layer pass begins while CRIU is at work, on what a frozen guest no longer changes.
         with nullcontext() if leaving.layer_is_shared else leaving.layer.looking(leaving.mapped):

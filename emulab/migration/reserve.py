@@ -50,6 +50,10 @@ class Reserve:
             while len(self._parts) * _STEP > keep:
                 self._parts.pop().close()
 
+    def give_back_meanwhile(self) -> None:
+        """Free everything in a thread of its own: a gigabyte takes 85 ms."""
+        threading.Thread(target=self.give_back, name="give back", daemon=True).start()
+
     @property
     def size(self) -> int:
         """Bytes held now."""

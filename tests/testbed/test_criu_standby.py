@@ -61,3 +61,52 @@ def test_it_waits_works_and_ends(moving):
         "after close": "EmulabError",
         "ends with its starter": True,
     }
+
+
+_TRY_DUMP = """
+import json, os, shutil, subprocess, time
+from pathlib import Path
+from emulab.criu import commands
+from emulab.migration.dump import FinalDump, is_traced
+
+folder = Path("/run/emulab/dump-test")
+shutil.rmtree(folder, ignore_errors=True)
+folder.mkdir()
+guest = subprocess.Popen(("sleep", "60"), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+call = commands.dump(pid=guest.pid, images=folder, parent=None, rootfs="/", freezer="/nowhere", hook_socket=str(folder / "hook"), write_protect=False)
+dump = FinalDump(call, folder, folder / "hook")
+end = time.monotonic() + 20
+while not dump._criu.hooks.times and time.monotonic() < end:
+    time.sleep(0.01)
+time.sleep(0.3)
+found = {
+    "stages": list(dump._criu.hooks.times),
+    "touched": is_traced(guest.pid),
+    "images": [path.name for path in folder.glob("*.img")],
+}
+if BEGINS:
+    dump.begin()
+    found["goes on"] = dump._criu.process.wait(20) != 0  # there is no such control group to freeze
+    dump.end()
+else:
+    dump.refuse()
+found["ended"] = dump._criu.process.poll() is not None
+found["left"] = is_traced(guest.pid), guest.poll()
+dump.close()
+guest.kill()
+guest.wait()
+found["log"] = "freez" in (folder / "dump.log").read_text().lower()
+shutil.rmtree(folder)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_the_final_dump_waits_for_the_freeze_before_it_looks_at_a_task(moving, begins):
+    outcome = moving.project.exec_run("host1", (PYTHON, "-c", _TRY_DUMP.replace("BEGINS", str(begins))))
+    assert outcome.ok, outcome.stderr
+    found = json.loads(outcome.stdout)
+    assert (found["stages"], found["touched"], found["images"]) == (["pre-dump"], False, [])
+    assert found["ended"]
+    assert found["left"] == [False, None]
+    assert found.get("goes on", False) is found["log"] is begins

@@ -147,6 +147,8 @@ int memcmp(const void *one, const void *other, size_t size)
 		return real(one, other, size);
 	uint32_t *known = entry(at, 1), number = noted(last.number);
 	int same = known && *known == number && last.empty;
+	/* Another page is there, or none: not looked at, as CRIU would have to find memory for a look at none. */
+	int differs = last.empty && !same && last.number != PAGE_OF_ZEROS;
 	if (last.empty && !same)
 		pages_copy((void *)buffer, last.number, 0, PAGE);
 	if (known && *known != number)
@@ -154,7 +156,7 @@ int memcmp(const void *one, const void *other, size_t size)
 	if (at % PAGE == 0) /* as it is with CRIU */
 		compared = buffer;
 	last.buffer = 0;
-	return same ? 0 : real(one, other, size);
+	return same ? 0 : differs ? 1 : real(one, other, size);
 }
 
 int madvise(void *at, size_t size, int advice)

@@ -52,6 +52,7 @@ void prefill_release(void);
 void prefill_share(int yes);
 
 /* pages.c */
+#define PAGE_OF_ZEROS 0xffffffffu /* its number */
 void pages_load(void);
 void pages_opened(int fd, int dir, const char *path);
 void pages_forget(int fd);
