@@ -15,8 +15,8 @@ The levels of zstd keep a table that suits a small window; what pages repeat lie
 over tasks and rounds: a page that was rewritten in part is found there, without anybody telling which page it was. That is why there is no
 delta against the page's earlier version: it made the pages harder to compress.
 
-Where the link is quick the memory is 8 MiB: what lies further back saves a tenth of the bytes and costs the caches a quarter of the time. On
-a move of 64 saturated workers (44 MB in a round, 32 MB in the freeze; another program copied memory meanwhile; medians of five)::
+Where the link is quick the memory is 8 MiB: what lies further back saves a tenth of the bytes and costs a quarter of the time. On a move of
+64 saturated workers (44 MB in a round, 32 MB in the freeze; another program copied memory meanwhile; medians of five)::
 
     memory      round: compress, unpack            freeze: compress, unpack
     8 MiB       4.00 MB   72 ms   27 ms            2.82 MB   59 ms   22 ms

@@ -72,8 +72,10 @@ from emulab.migration.dump import FinalDump, is_traced
 folder = Path("/run/emulab/dump-test")
 shutil.rmtree(folder, ignore_errors=True)
 folder.mkdir()
-guest = subprocess.Popen(("sleep", "60"), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-call = commands.dump(pid=guest.pid, images=folder, parent=None, rootfs="/", freezer="/nowhere", hook_socket=str(folder / "hook"), write_protect=False)
+nothing = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
+guest = subprocess.Popen(("sleep", "60"), start_new_session=True, **nothing)
+where = {"images": folder, "parent": None, "rootfs": "/", "freezer": "/nowhere", "hook_socket": str(folder / "hook")}
+call = commands.dump(pid=guest.pid, write_protect=False, **where)
 dump = FinalDump(call, folder, folder / "hook")
 end = time.monotonic() + 20
 while not dump._criu.hooks.times and time.monotonic() < end:
