@@ -30,7 +30,11 @@ class FinalDump:
         self._dumped = threading.Event()
         self._decided = threading.Event()
         self._criu = HookedStandby(call, socket_path, {"pre-dump": self._at_pre_dump, "post-dump": self._at_post_dump})
-        self._criu.go()
+        try:
+            self._criu.go()
+        except BaseException:  # it has ended already
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
