@@ -15,9 +15,9 @@ The levels of zstd keep a table that suits a small window; what pages repeat lie
 tasks and rounds: a page that was rewritten in part is found there, without anybody telling which page it was. That is why there is no delta
 against the page's earlier version: it made the pages harder to compress.
 
-With 8 MiB of memory a round takes a quarter less CPU time, and a tenth more bytes. But glibc learns from the first block of that size that is
-freed to keep such blocks, in each thread's arena: agents grew from 95 to 148 MB over 160 migrations. A block of more than 32 MiB it never
-keeps. A fixed limit of 4 MiB kept the agents small, too; the freeze was not shorter with it.
+With 8 MiB of memory a round takes a quarter less CPU time, and a tenth more bytes. But glibc learns from the first block of that size
+that is freed to keep such blocks, in each thread's arena: agents grew from 95 to 148 MB over 160 migrations. A block of more than 32 MiB
+it never keeps. A fixed limit of 4 MiB kept the agents small, too; the freeze was not shorter with it.
 """
 
 from __future__ import annotations
