@@ -147,9 +147,10 @@ int memcmp(const void *one, const void *other, size_t size)
 		return real(one, other, size);
 	uint32_t *known = entry(at, 1), number = noted(last.number);
 	int same = known && *known == number && last.empty;
-	/* Another page is there, or none: not looked at, as CRIU would have to find memory for a look at none. */
-	int differs = last.empty && !same && last.number != PAGE_OF_ZEROS;
-	if (last.empty && !same)
+	int missing = last.empty && !same;
+	/* Another page is there, or none: not looked at, as the kernel would find memory for a look at none. */
+	int differs = missing && last.number != PAGE_OF_ZEROS;
+	if (missing)
 		pages_copy((void *)buffer, last.number, 0, PAGE);
 	if (known && *known != number)
 		*known = number; /* CRIU copies it there if it is not there yet */
