@@ -14,7 +14,9 @@ import json
 import os
 import select
 import sys
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from emulab import clock
@@ -27,10 +29,16 @@ _PAUSE_PER_LOOK = 19.0
 _NOT_OF_THE_GUEST = (b"(criu)", b"(hook)", b"(runc", b"(sh)")
 # A transmit counter can only be kept beyond the life of its interface by looking at it often.
 _PORT_EVERY = 20
+_SOME = 2
+_ALL_EVERY = 50
 
 
 class Look:
-    """The state of one guest. Keeps a witness, a task that could run when last seen, so that a look costs two small reads."""
+    """The state of one guest.
+
+    A look at every task would take a millisecond where there are many. While some can run, one that could when last seen is the witness;
+    while none can, a few are looked at in turn: tasks are let go together, so that one of them shows it soon.
+    """
 
     def __init__(self, guest: str, root: Path = cgroup.ROOT, proc: Path = Path("/proc")) -> None:
         group = f"guest-{guest}"
@@ -40,46 +48,70 @@ class Look:
         self._state = main / ("cgroup.events" if self._v2 else "freezer.state")
         self._proc = proc
         self._witness = ""
-        self._stat: dict[str, int] = {}  # descriptors: to open the file of each task would be most of the work
+        self._stopped: deque[str] = deque()  # the tasks at the last look at them all, if none could run
+        self._looks_left = 0  # before the next look at them all
+        self._open: dict[Path, int] = {}  # descriptors: to open the file of each task would be most of the work
 
     def state(self) -> str:
+        """``absent``, ``runs`` or ``stopped``."""
         try:
             frozen = self._frozen()
-            if frozen:
-                return "stopped" if self._tasks.read_bytes() else "absent"
-            if self._witness and self._can_run(self._witness):
+            if not frozen and self._witness and self._can_run(self._witness):
                 return "runs"
-            found = self._tasks.read_text().split()
+            if self._stopped and self._still_stopped(frozen):
+                return "stopped"
+            return self._look_at_all(frozen)
         except OSError:
+            self._witness, self._stopped = "", deque()
             return "absent"
-        seen = False
-        for pid in reversed(found):
+
+    def _look_at_all(self, frozen: bool) -> str:
+        stopped = []
+        for pid in reversed(self._tasks.read_text().split()):
             can = self._can_run(pid)
-            if can:
-                self._witness = pid
+            if can and not frozen:
+                self._witness, self._stopped = pid, deque()
                 return "runs"
-            seen = seen or can is not None
-        self._witness = ""
-        return "stopped" if seen else "absent"
+            if can is not None:
+                stopped.append(pid)
+        self._witness, self._stopped, self._looks_left = "", deque(stopped), _ALL_EVERY
+        return "stopped" if stopped else "absent"
+
+    def _still_stopped(self, frozen: bool) -> bool:
+        """False: something has changed, or it is time to look at them all."""
+        self._looks_left -= 1
+        if self._looks_left < 0:
+            return False
+        if frozen:
+            return True
+        some = list(islice(self._stopped, _SOME))
+        self._stopped.rotate(-len(some))
+        return not any(self._can_run(pid) is not False for pid in some)
 
     def _frozen(self) -> bool:
-        text = self._state.read_bytes()
+        text = self._read(self._state, 128)
         return b"frozen 1" in text if self._v2 else text.startswith(b"FROZEN")
 
     def _can_run(self, pid: str) -> bool | None:
         """None: no task of the guest (gone, a zombie, or one of CRIU's own)."""
         try:
-            if pid not in self._stat:
-                self._stat[pid] = os.open(self._proc / pid / "stat", os.O_RDONLY | os.O_CLOEXEC)
-            name, _, rest = os.pread(self._stat[pid], 1024, 0).rpartition(b") ")
-        except OSError:  # it has ended; another of this number would be a new file
-            if pid in self._stat:
-                os.close(self._stat.pop(pid))
+            name, _, rest = self._read(self._proc / pid / "stat", 1024).rpartition(b") ")
+        except OSError:
             return None
         state = rest[:1]
         if state in b"ZX" or any(other in name + b")" for other in _NOT_OF_THE_GUEST):
             return None
         return state not in b"tT"
+
+    def _read(self, path: Path, size: int) -> bytes:
+        """What is in a file of the kernel's now. One whose subject has gone is closed: another of its name would be a new file."""
+        if path not in self._open:
+            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(self._open[path], size, 0)
+        except OSError:
+            os.close(self._open.pop(path))
+            raise
 
 
 def read_counter(interface: str, counter: str = "tx_bytes") -> int:

@@ -57,6 +57,30 @@ def test_a_guest_is_stopped_when_its_cgroup_is_frozen_or_all_its_tasks_are_held(
     wait_until(lambda: look.state() == "runs", timeout_s=5.0)
 
 
+def test_one_task_of_many_that_runs_again_is_noticed(guest, tmp_path):
+    process, _, look = guest
+    others = [subprocess.Popen(("sleep", "60")) for _ in range(6)]
+    try:
+        with next(tmp_path.rglob("cgroup.procs")).open("a") as tasks:
+            tasks.writelines(f"{other.pid}\n" for other in others)
+        for one in (process, *others):
+            os.kill(one.pid, signal.SIGSTOP)
+        wait_until(lambda: look.state() == "stopped", timeout_s=5.0)
+        for one in (others[3], process):
+            os.kill(one.pid, signal.SIGCONT)
+            wait_until(lambda: look.state() == "runs", timeout_s=5.0)
+            os.kill(one.pid, signal.SIGSTOP)
+            wait_until(lambda: look.state() == "stopped", timeout_s=5.0)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert look.state() == "stopped"  # the first is there still
+    process.kill()
+    process.wait()
+    assert look.state() == "absent"
+
+
 def test_a_guest_without_tasks_is_absent(guest, tmp_path):
     process, _, look = guest
     process.kill()
