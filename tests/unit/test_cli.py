@@ -90,7 +90,7 @@ BAD = {
     "head as destination": (("--set", "migrations.1.to=head"), "migrations.1.to: no such host: 'head'", ""),
     "guest larger than its node": (("--set", "guests.web.memory=4096GiB"), "guests.web.memory: the guest is larger than its node", ""),
     "more cores than there are": (("--set", "guests.web.vcpus=4096"), "guests.web.vcpus", ""),
-    "migration outside of the steady state": (("--steady", "30"), "migrations.1.at", ""),
+    "migration outside of the steady state": (("--steady", "30"), "migrations.1.at", "--set migrations.1.at=15s"),
     "not an assignment": (("--set", "users"), "is not KEY=VALUE", "load.drivers=2"),
     "unknown scenario": (("--scenario", "one-migratoin"), "one-migratoin", "one-migration"),
     "missing file": (("--scenario", "none.yaml"), "none.yaml", ""),

@@ -179,7 +179,7 @@ def test_an_override_of_something_unknown_is_refused(key: str) -> None:
         ("migrations: [{vm: web, to: host1}]", "migrations.1.to: the destination is the source: web is on host1", ""),
         ("migrations: [{vm: web, to: host9}]", "migrations.1.to: no such host: 'host9'", ""),
         ("migrations: [{vm: web, to: head}]", "migrations.1.to: no such host: 'head'", ""),
-        ("migrations: [{vm: web, at: 120s}]", "migrations.1.at: 2min is outside of the steady state of 2min", ""),
+        ("migrations: [{vm: web, at: 120s}]", "migrations.1.at: 2min is outside of the steady state of 2min", "--steady 4min"),
         ("migrations: [{vm: web, at: -1s}]", "migrations.1.at: must not be below 0", ""),
         ("topology: {hosts: 2}\nmigrations: [{vm: web, to: host3}]", "migrations.1.to: no such host: 'host3'", ""),
         (
