@@ -41,5 +41,5 @@ def read_deciding_line(path: Path, code: int | None = None) -> str:
     except OSError:
         text = ""
     if code is None or code >= 0:
-        return deciding_line(text)
+        return deciding_line(text) + (f" (exit code {code})" if code is not None and not text.strip() else "")
     return "; ".join(part for part in (f"it was ended by {signal.Signals(-code).name}", _first_error(text)) if part)

@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from emulab.criu.commands import CriuCall
@@ -24,14 +25,10 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 def start(call: CriuCall) -> subprocess.Popen[bytes]:
     """Start CRIU now."""
-    return _popen(call, call.env, call.descriptors)
-
-
-def _popen(call: CriuCall, env: Mapping[str, str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         call.argv,
-        env=environment(env),
-        pass_fds=descriptors,
+        env=environment(call.env),
+        pass_fds=call.descriptors,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -46,7 +43,8 @@ class Standby:
     def __init__(self, call: CriuCall) -> None:
         self._go, gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self.process = _popen(call, {**call.env, "EMULAB_SHIM_GATE": str(gate.fileno())}, (gate.fileno(), *call.descriptors))
+            env = {**call.env, "EMULAB_SHIM_GATE": str(gate.fileno())}
+            self.process = start(replace(call, env=env, descriptors=(gate.fileno(), *call.descriptors)))
         except BaseException:
             self._go.close()
             raise
@@ -92,22 +90,24 @@ class Standby:
             self._go.close()
 
 
-class HookedStandby(Standby):
-    """A standby with the server that its action script asks. A verdict that waits must be set free before ``stop``."""
+class HookedCriu:
+    """A CRIU that begins at once, with the server that its action script asks. A verdict that waits must be set free before ``stop``."""
 
     def __init__(self, call: CriuCall, socket_path: Path, verdicts: Mapping[str, Verdict]) -> None:
         self.hooks = HookServer(socket_path)
         for stage, verdict in verdicts.items():
             self.hooks.on(stage, verdict)
         try:
-            super().__init__(call)
+            self.process = self._start(call)
         except BaseException:
             self.hooks.close()
             raise
 
+    def _start(self, call: CriuCall) -> subprocess.Popen[bytes]:
+        return start(call)
+
     def stop(self, patience_s: float = 10.0) -> None:
         """Wait until it has ended by itself, as after a refusal; for ``patience_s``, then it is ended."""
-        self.close()
         try:
             self.process.wait(patience_s)
         except subprocess.TimeoutExpired:
@@ -116,3 +116,15 @@ class HookedStandby(Standby):
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+class HookedStandby(HookedCriu):
+    """The same, but it waits for ``standby.go``."""
+
+    def _start(self, call: CriuCall) -> subprocess.Popen[bytes]:
+        self.standby = Standby(call)
+        return self.standby.process
+
+    def stop(self, patience_s: float = 10.0) -> None:
+        self.standby.close()
+        super().stop(patience_s)

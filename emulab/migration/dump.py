@@ -10,7 +10,7 @@ from pathlib import Path
 from emulab import clock
 from emulab.criu import commands
 from emulab.criu.log import read_deciding_line
-from emulab.criu.standby import HookedStandby
+from emulab.criu.standby import HookedCriu
 from emulab.errors import EmulabError
 from emulab.migration.pages import PAGE
 
@@ -29,12 +29,7 @@ class FinalDump:
         self._asked = threading.Event()  # to begin, or to give up before that
         self._dumped = threading.Event()
         self._decided = threading.Event()
-        self._criu = HookedStandby(call, socket_path, {"pre-dump": self._at_pre_dump, "post-dump": self._at_post_dump})
-        try:
-            self._criu.go()
-        except BaseException:  # it has ended already
-            self.close()
-            raise
+        self._criu = HookedCriu(call, socket_path, {"pre-dump": self._at_pre_dump, "post-dump": self._at_post_dump})
 
     @property
     def pid(self) -> int:

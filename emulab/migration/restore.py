@@ -78,7 +78,7 @@ class Restore:
     def fill(self, give_way: Callable[[], object]) -> None:
         """Begin to put what arrives into the memory of large tasks-to-be."""
         renice(self._criu.process.pid, BEHIND)
-        self.prefill = Prefill(self._criu, give_way, self._place.guest.spec.memory_bytes)
+        self.prefill = Prefill(self._criu.standby, give_way, self._place.guest.spec.memory_bytes)
 
     @property
     def pages_filled(self) -> int:
@@ -94,7 +94,7 @@ class Restore:
 
     def begin(self) -> None:
         """Let CRIU begin; it waits for pages that have not arrived."""
-        self._criu.go()
+        self._criu.standby.go()
         self.begun = True
         threading.Thread(target=self._watch, name="restore", daemon=True).start()
 

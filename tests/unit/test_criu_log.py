@@ -58,6 +58,7 @@ def test_one_that_was_killed_is_said_to_be(tmp_path):
 def test_an_empty_log_and_a_missing_one_are_said_to_be_so(tmp_path):
     assert deciding_line("") == "CRIU left no log"
     assert read_deciding_line(tmp_path / "dump.log") == "CRIU left no log"
+    assert read_deciding_line(tmp_path / "dump.log", 1) == "CRIU left no log (exit code 1)"
 
 
 def test_a_log_cut_off_in_a_character_is_read(tmp_path):
