@@ -1,4 +1,4 @@
-"""Looks at a guest of this node from outside, every other millisecond: can any of its tasks run, and how much left through the uplink.
+"""Looks at a guest of this node from outside, every four milliseconds: can any of its tasks run, and how much left through the uplink.
 
 ``python -m emulab.bench.watch GUEST`` prints "watching", looks until its standard input ends, then prints one JSON object:
 ``{"changes": [[instant, "absent" | "runs" | "stopped"], …], "tx_start", "tx_end", "guest_tx_start", "guest_tx_end", "longest_gap_s"}``.
@@ -22,9 +22,10 @@ from pathlib import Path
 from emulab import clock
 from emulab.node import cgroup, link
 
-STEP_S = 0.002
-# A look at many tasks takes half a millisecond itself. It must not take the CPU away from what it looks at: a twentieth at most.
+STEP_S = 0.004
+# A look at many tasks takes a millisecond. It must not take the CPU away from what it looks at.
 _PAUSE_PER_LOOK = 19.0
+_LONGEST_PAUSE_S = 0.012
 # CRIU restores inside the guest's cgroup: its own processes there are not the guest's.
 _NOT_OF_THE_GUEST = (b"(criu)", b"(hook)", b"(runc", b"(sh)")
 # A transmit counter can only be kept beyond the life of its interface by looking at it often.
@@ -37,7 +38,7 @@ class Look:
     """The state of one guest.
 
     A look at every task would take a millisecond where there are many. While some can run, one that could when last seen is the witness;
-    while none can, a few are looked at in turn: tasks are let go together, so that one of them shows it soon.
+    while none can, a few are looked at in turn: tasks are stopped and let go together, so that one of them shows it soon.
     """
 
     def __init__(self, guest: str, root: Path = cgroup.ROOT, proc: Path = Path("/proc")) -> None:
@@ -48,7 +49,8 @@ class Look:
         self._state = main / ("cgroup.events" if self._v2 else "freezer.state")
         self._proc = proc
         self._witness = ""
-        self._stopped: deque[str] = deque()  # the tasks at the last look at them all, if none could run
+        self._standing: deque[str] = deque()  # of the tasks at the last look at them all, those that were as ``_seen`` says
+        self._seen = "absent"
         self._looks_left = 0  # before the next look at them all
         self._open: dict[Path, int] = {}  # descriptors: to open the file of each task would be most of the work
 
@@ -56,52 +58,46 @@ class Look:
         """``absent``, ``runs`` or ``stopped``."""
         try:
             frozen = self._frozen()
-            if not frozen and self._witness and self._can_run(self._witness):
+            if self._witness and self._task(self._witness, frozen) == "runs":
                 return "runs"
-            if self._stopped and self._still_stopped(frozen):
-                return "stopped"
-            return self._look_at_all(frozen)
+            if not (self._standing and self._still_stand(frozen)):
+                self._look_at_all(frozen)
         except OSError:
-            self._witness, self._stopped = "", deque()
-            return "absent"
+            self._witness, self._standing, self._seen = "", deque(), "absent"
+        return self._seen
 
-    def _look_at_all(self, frozen: bool) -> str:
-        stopped = []
+    def _look_at_all(self, frozen: bool) -> None:
+        found: dict[str, deque[str]] = {"absent": deque(), "stopped": deque()}
         for pid in reversed(self._tasks.read_text().split()):
-            can = self._can_run(pid)
-            if can and not frozen:
-                self._witness, self._stopped = pid, deque()
-                return "runs"
-            if can is not None:
-                stopped.append(pid)
-        self._witness, self._stopped, self._looks_left = "", deque(stopped), _ALL_EVERY
-        return "stopped" if stopped else "absent"
+            seen = self._task(pid, frozen)
+            if seen == "runs":
+                self._witness, self._standing, self._seen = pid, deque(), seen
+                return
+            found[seen].append(pid)
+        self._seen = "stopped" if found["stopped"] else "absent"
+        self._witness, self._standing, self._looks_left = "", found[self._seen], _ALL_EVERY
 
-    def _still_stopped(self, frozen: bool) -> bool:
+    def _still_stand(self, frozen: bool) -> bool:
         """False: something has changed, or it is time to look at them all."""
         self._looks_left -= 1
-        if self._looks_left < 0:
-            return False
-        if frozen:
-            return True
-        some = list(islice(self._stopped, _SOME))
-        self._stopped.rotate(-len(some))
-        return not any(self._can_run(pid) is not False for pid in some)
+        some = list(islice(self._standing, _SOME))
+        self._standing.rotate(-len(some))
+        return self._looks_left >= 0 and all(self._task(pid, frozen) == self._seen for pid in some)
 
     def _frozen(self) -> bool:
         text = self._read(self._state, 128)
         return b"frozen 1" in text if self._v2 else text.startswith(b"FROZEN")
 
-    def _can_run(self, pid: str) -> bool | None:
-        """None: no task of the guest (gone, a zombie, or one of CRIU's own)."""
+    def _task(self, pid: str, frozen: bool) -> str:
+        """``absent``: no task of the guest (gone, a zombie, or one of CRIU's own)."""
         try:
             name, _, rest = self._read(self._proc / pid / "stat", 1024).rpartition(b") ")
         except OSError:
-            return None
+            return "absent"
         state = rest[:1]
         if state in b"ZX" or any(other in name + b")" for other in _NOT_OF_THE_GUEST):
-            return None
-        return state not in b"tT"
+            return "absent"
+        return "stopped" if frozen or state in b"tT" else "runs"
 
     def _read(self, path: Path, size: int) -> bytes:
         """What is in a file of the kernel's now. One whose subject has gone is closed: another of its name would be a new file."""
@@ -132,7 +128,7 @@ def beats(step_s: float) -> Iterator[float]:
     while True:
         instant = clock.now()
         yield instant
-        pause = max(step_s, _PAUSE_PER_LOOK * (clock.now() - instant))
+        pause = max(step_s, min(_LONGEST_PAUSE_S, _PAUSE_PER_LOOK * (clock.now() - instant)))
         if select.select([0], [], [], pause)[0] and not os.read(0, 4096):
             return
 
