@@ -228,7 +228,7 @@ class Bench:
 
     def _responses(self, workers: int, moves: int) -> Iterator[Sample]:
         """One guest that goes back and forth under an open-loop load at a share of what it can do."""
-        # What watches costs 5 % of a CPU: it is there in both of what is compared.
+        # What watches costs some 3 % of a CPU: it is there in both of what is compared.
         mover = Ours(settled_s=SETTLED_S + _BEFORE_S)
         setting = f"{workers} workers, {SHARE:.0%} of capacity"
         with self._bed.web(workers) as guest:
