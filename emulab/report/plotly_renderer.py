@@ -129,6 +129,9 @@ def _axes(figure: Figure, panel: Panel, i: int, layout: Spec, margin: Spec) -> N
             x |= {"range": list(figure.x_range), "tickvals": values, "ticktext": texts}
         elif figure.x_range:
             x |= {"range": list(figure.x_range), "nticks": 14}
+        elif panel.series and panel.series[0].kind == "bars":  # slanted, what follows a comma would be cut off
+            names = [str(name) for name in panel.series[0].x]
+            x |= {"tickangle": 0, "tickvals": names, "ticktext": [html.escape(name).replace(", ", ",<br>") for name in names]}
         layout["xaxis"] = x
 
 
