@@ -30,6 +30,7 @@ _LONGEST_PAUSE_S = 0.012
 _NOT_OF_THE_GUEST = (b"(criu)", b"(hook)", b"(runc", b"(sh)")
 # A transmit counter can only be kept beyond the life of its interface by looking at it often.
 _PORT_EVERY = 20
+# Of tasks that stand still so many are looked at each time, and all of them every so many looks.
 _SOME = 2
 _ALL_EVERY = 50
 

@@ -65,14 +65,13 @@ def _addresses(scenario: Scenario) -> Iterator[Problem]:
 def _timing(scenario: Scenario) -> Iterator[Problem]:
     steady = scenario.load.steady
     late = [(n, migration.at) for n, migration in enumerate(scenario.migrations) if migration.at >= steady]
+    if not late:
+        return
+    longer, earlier = format_duration(2 * max(at for _, at in late)), format_duration(steady / 2)
+    hint = f"make it longer, as with --steady {longer}, or migrate earlier, as with --set migrations.{late[0][0] + 1}.at={earlier}"
     for n, at in late:
-        yield Problem(
-            ("migrations", n, "at"),
-            f"{format_duration(at)} is outside of the steady state of {format_duration(steady)}",
-            f"make it longer, as with --steady {format_duration(2 * max(at for _, at in late))}, "
-            f"or migrate earlier, as with --set migrations.{late[0][0] + 1}.at={format_duration(steady / 2)}",
-            because_of=(("load", "steady"),),
-        )
+        text = f"{format_duration(at)} is outside of the steady state of {format_duration(steady)}"
+        yield Problem(("migrations", n, "at"), text, hint, because_of=(("load", "steady"),))
 
 
 def _destinations(scenario: Scenario) -> Iterator[Problem]:

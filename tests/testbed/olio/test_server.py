@@ -15,6 +15,16 @@ from olio_site import WORKERS, Browser
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 
 
+def statuses(site, path, requests):
+    """Those of as many requests, each on a connection of its own."""
+    found = set()
+    for _ in range(requests):
+        browser = Browser(site.address)
+        found.add(browser.get(path).status)
+        browser.connection.close()
+    return found
+
+
 def test_pipelined_requests_are_answered_in_order(site):
     with socket.create_connection((site.address, 80), timeout=10) as connection:
         wanted = ["probe.txt", "fileService.php?file=e1t.jpg", "js/starrating.js", "probe.txt"]
@@ -35,10 +45,7 @@ def test_lost_database_connections_are_replaced(site, visitor):
     assert 1 <= int(connections) <= WORKERS
     for number in site.sql("SELECT id FROM information_schema.processlist WHERE user = 'olio'").split():
         site.sql(f"KILL {number}")
-    for _ in range(3 * WORKERS):
-        browser = Browser(site.address)
-        assert browser.get("index.php").status == 200
-        browser.connection.close()
+    assert statuses(site, "index.php", 3 * WORKERS) == {200}
 
 
 def test_errors_stay_in_the_log(site, visitor):
@@ -56,24 +63,16 @@ def test_errors_stay_in_the_log(site, visitor):
 def test_refused_statements_cost_no_worker(site):
     """With values (``execute_query`` of PHP 8.4 would), in every worker, and the requests that follow on its kept connection."""
 
-    def statuses(requests):
-        found = set()
-        for _ in range(requests):
-            browser = Browser(site.address)
-            found.add(browser.get("events.php?socialEventID=3").status)
-            browser.connection.close()
-        return found
-
     def workers():
         return sorted(site.web.exec_run(["pgrep", "-P", "1", "apache2"]).output.split())
 
-    before = workers()
+    before, event = workers(), "events.php?socialEventID=3"
     site.sql("RENAME TABLE COMMENTS_RATING TO AWAY")
     try:
-        assert statuses(4 * WORKERS) == {500}
+        assert statuses(site, event, 4 * WORKERS) == {500}
     finally:
         site.sql("RENAME TABLE AWAY TO COMMENTS_RATING")
-    assert statuses(8 * WORKERS) == {200}
+    assert statuses(site, event, 8 * WORKERS) == {200}
     assert workers() == before
     assert len(before) == WORKERS
     assert b"exit signal" not in site.file("/var/log/apache2/error.log")
