@@ -217,6 +217,12 @@ class Peer:
                 if not self._connection.recv(1 << 16):
                     return
 
+    def part(self, timeout_s: float) -> None:
+        """Say that nothing more comes, and wait until the other side has done all that it had to do, and closes."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._connection, socket.SHUT_WR)
+        self.drain(timeout_s)
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._connection.close()

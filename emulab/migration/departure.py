@@ -47,6 +47,7 @@ Connect = Callable[[], Peer]
 
 _FIRST_GUESS = 0.4  # bytes on the wire per byte of pages, until a round has told
 _FILES_RATIO = 0.5
+_PARTING_S = 5.0
 
 
 class Departure:
@@ -336,7 +337,7 @@ class Departure:
     def _close(self) -> None:
         self.give_way.end()
         self.reserve.give_back()
-        for used in (self.breakpoints, self.tracker, self.dump, self.pages, self._peer, self.sender):
+        for used in (self.breakpoints, self.tracker, self.dump, self.pages, self.sender):
             if used:
                 used.close()
         # After post-copy alone hardly any pages are in files, and would replace what was kept before.
@@ -345,3 +346,7 @@ class Departure:
             store.keep_in_background(self.guest.spec.name, self.sender, self.folder)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if self._peer:
+            # Whoever is told that this has ended may stop or move the guest at once: the destination is to have let go of it.
+            self._peer.part(_PARTING_S)
+            self._peer.close()

@@ -134,6 +134,12 @@ class SelfCheckingGuest:
         return home
 
 
+def agent_of(testbed, node):
+    """Process number of a node's agent."""
+    argv = ("sh", "-c", "for p in /proc/[0-9]*; do grep -qzx emulab.agent.server $p/cmdline 2>/dev/null && basename $p; done; true")
+    return int(testbed.project.exec_run(node, argv).stdout.split()[0])
+
+
 def traces(testbed, node, *names):
     for _ in range(5):
         found = testbed.project.exec_run(node, (PYTHON, "-c", _TRACES, *names))

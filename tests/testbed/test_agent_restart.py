@@ -9,18 +9,12 @@ from pathlib import Path
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from conftest import TAKES_ROUNDS, answers, settled, wait_until
+from conftest import TAKES_ROUNDS, agent_of, answers, settled, wait_until
 from killing import AGENT, Kill
 
 from emulab.errors import EmulabError
 
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
-
-
-def agent_of(testbed, node):
-    """Process number of a node's agent."""
-    argv = ("sh", "-c", "for p in /proc/[0-9]*; do grep -qz emulab.agent.server $p/cmdline 2>/dev/null && basename $p; done; true")
-    return int(testbed.project.exec_run(node, argv).stdout.split()[0])
 
 
 def test_an_agent_that_is_killed_at_rest_is_followed_by_one_that_knows_its_guests(moving, start):

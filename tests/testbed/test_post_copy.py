@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import MEMORY, SELFCHECK, SETTINGS, traces, wait_until
+from conftest import MEMORY, SELFCHECK, SETTINGS, agent_of, traces, wait_until
 
 from emulab.agent.rpc import RemoteError
 from emulab.errors import EmulabError
@@ -76,6 +76,9 @@ class Move:
         wait_until(lambda: f"migration.{phase}" in self._begun or self.error)
         assert self.error is None
 
+    def ended(self):
+        return not self._thread.is_alive()
+
     def join(self):
         self._thread.join(120)
         assert not self._thread.is_alive()
@@ -139,7 +142,8 @@ def changing(moving):
     moving.start_guest("host1", spec, tag="emulab/node:latest")
     wait_until(lambda: order(moving, b"") == [])
     yield
-    moving.stop_guest("changes")
+    if any(guest["name"] == "changes" for guest in moving.guests()):
+        moving.stop_guest("changes")
 
 
 def order(testbed, what):
@@ -176,6 +180,24 @@ def test_a_guest_that_ends_before_its_memory_is_there_keeps_nobody_waiting(movin
     move.join()
     assert time.monotonic() - began < 30
     assert traces(moving, "host1", "changes") == {}
+
+
+@pytest.mark.usefixtures("slow_link", "changing")
+def test_a_move_has_ended_once_the_destination_has_let_go_of_the_guest(moving):
+    """Its agent is held up after the last page: the guest could not be stopped yet."""
+    move = Move(moving, "changes", "host2", strategy="post-copy")
+    move.wait_for("post-copy")
+    agent = agent_of(moving, "host2")
+    assert moving.project.exec_run("host2", ("kill", "-STOP", str(agent))).ok
+    try:
+        wait_until(lambda: traces(moving, "host1", "changes") == {})
+        time.sleep(0.5)
+        assert not move.ended()
+    finally:
+        moving.project.exec_run("host2", ("kill", "-CONT", str(agent)))
+    move.join()
+    moving.stop_guest("changes")
+    assert "changes" not in [guest["name"] for guest in moving.guests()]
 
 
 @pytest.mark.usefixtures("slow_link")

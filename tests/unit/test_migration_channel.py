@@ -69,9 +69,12 @@ def test_records_are_counted_as_they_cross(size, records):
 
 
 def test_time_that_a_thread_waits_for_a_cpu_is_told_apart_from_time_that_it_sleeps():
-    before = _waited_for_cpu()
-    time.sleep(0.2)
-    assert _waited_for_cpu() - before < 0.1
+    slept = []
+    for _ in range(5):
+        before = _waited_for_cpu()
+        time.sleep(0.05)
+        slept.append(_waited_for_cpu() - before)
+    assert min(slept) < 0.025
     mine = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(mine)})
     spin = [subprocess.Popen((sys.executable, "-c", "while True: pass")) for _ in range(3)]
