@@ -12,19 +12,35 @@ AGENT = ("-m", "emulab.agent.server")
 # line, of a Python program by those after the interpreter; it is ended by its number.
 _ASSASSIN = """
 import json, os, pathlib, sys, time
-moment, victim, delay = json.loads(sys.argv[1])
+moment, victim, delay, forked = json.loads(sys.argv[1])
 journal = pathlib.Path("/var/lib/emulab/guests/journal.ndjson")
 
 def running(words, at_work=True):
-    words = [word.encode() for word in words]
+    if forked:
+        return forking(words)
+    return next((pid for pid in all_running(words) if not (at_work and waits(pathlib.Path(f"/proc/{pid}")))), 0)
+
+def forking(words):
+    found = all_running(words)
+    for pid in found:
+        try:
+            parent = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+        except OSError:
+            continue
+        if parent in found:
+            return parent
+    return 0
+
+def all_running(words):
+    words, pids = [word.encode() for word in words], []
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
             found = path.read_bytes().split(b"\\0")
         except OSError:
             continue
-        if found[words[0][:1] == b"-" :][: len(words)] == words and not (at_work and waits(path.parent)):
-            return int(path.parent.name)
-    return 0
+        if found[words[0][:1] == b"-" :][: len(words)] == words:
+            pids.append(int(path.parent.name))
+    return pids
 
 def waits(process):
     # A CRIU that was started ahead of its time and reads at its gate does nothing yet.
@@ -68,11 +84,11 @@ class Kill:
 
     ``moment``: ("now",), ("order",) for a call of ``order``, ("program", word, …) for the start of a program, ("journal", text) for a line
     of the journal. A victim that does not run yet is waited for; it lives ``delay_s`` longer, counted from when it is at work: a CRIU is
-    started before its time.
+    started before its time. ``forked``: not before it has a child that has not become another program.
     """
 
-    def __init__(self, testbed, node, victim, *, moment=("now",), delay_s=0.0):
-        argv = (PYTHON, "-c", _ASSASSIN, json.dumps([moment, victim, delay_s]))
+    def __init__(self, testbed, node, victim, *, moment=("now",), delay_s=0.0, forked=False):
+        argv = (PYTHON, "-c", _ASSASSIN, json.dumps([moment, victim, delay_s, forked]))
         self._stream = testbed.project.exec_stream(node, argv)
 
     def __enter__(self):

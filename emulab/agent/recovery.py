@@ -6,6 +6,7 @@ commit this node never resumes it by itself: it asks the destination, and only a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -82,11 +83,20 @@ def _bring_to_rest(guests: Guests, name: str, entry: dict[str, Any]) -> list[Dou
     return []
 
 
-def _wait_for_criu() -> None:
-    """A CRIU that lost its agent hears no verdict at its hook and undoes its work; only then the guest is ours again."""
-    end = clock.now() + _CRIU_ENDS_S
-    while clock.now() < end and any(process.info["name"] == "criu" for process in psutil.process_iter(["name"])):
+def _wait_for_criu(patience_s: float = _CRIU_ENDS_S) -> None:
+    """A CRIU that lost its agent hears no verdict at its hook and undoes its work; only then the guest is ours again.
+
+    What is left after that is ended: children of a CRIU that was killed, too, which sleep until it ends them.
+    """
+    end = clock.now() + patience_s
+    while left := [process for process in psutil.process_iter(["name"]) if process.info["name"] == "criu"]:
+        if clock.now() > end:
+            break
         time.sleep(0.05)
+    for process in left:
+        log.warning("%s is ended: nobody waits for it", process)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _remove_images(folder: Path = IMAGES) -> None:

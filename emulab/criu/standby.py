@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import struct
 import subprocess
@@ -24,7 +27,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def start(call: CriuCall) -> subprocess.Popen[bytes]:
-    """Start CRIU now."""
+    """Start CRIU now, in a process group of its own: see ``end_forked``."""
     process = subprocess.Popen(
         call.argv,
         env=environment(call.env),
@@ -32,9 +35,17 @@ def start(call: CriuCall) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        process_group=0,
     )
     renice(process.pid, NORMAL)  # whoever starts it may wait for guests; a guest that it stops waits for it
     return process
+
+
+def end_forked(process: subprocess.Popen[bytes]) -> None:
+    """End what a CRIU that was killed has left: it tries out what the kernel can do on children that sleep until it ends them."""
+    if process.returncode is not None and process.returncode < 0:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 class Standby:
@@ -111,11 +122,14 @@ class HookedCriu:
         try:
             self.process.wait(patience_s)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self.process.kill()
+            self.process.wait()
+        end_forked(self.process)
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        end_forked(self.process)
 
 
 class HookedStandby(HookedCriu):

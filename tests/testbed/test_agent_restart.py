@@ -13,6 +13,7 @@ from conftest import TAKES_ROUNDS, agent_of, answers, settled, wait_until
 from killing import AGENT, Kill
 
 from emulab.errors import EmulabError
+from emulab.testbed.testbed import PYTHON
 
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 
@@ -86,3 +87,21 @@ def test_a_guest_that_came_back_is_not_taken_for_one_that_has_left(moving, start
                     thread.join(100)
             wait_until(lambda: answers(moving, "host1"))
             assert settled(guest) == "host1"
+
+
+_LEFT = """
+import shutil, subprocess, tempfile, time
+from emulab.agent.recovery import _wait_for_criu
+with tempfile.TemporaryDirectory() as folder:
+    criu = shutil.copy("/bin/sleep", f"{folder}/criu")
+    short, long = (subprocess.Popen((criu, seconds)) for seconds in ("0.5", "60"))
+    time.sleep(0.2)
+    _wait_for_criu(patience_s=1.0)
+    print(short.wait(5), long.wait(5))
+"""
+
+
+def test_a_criu_that_does_not_end_with_its_agent_is_ended(moving):
+    """One whose tasks it still holds gets its time; a child that it had forked when it was killed would sleep for ever."""
+    done = moving.project.exec_run("host4", (PYTHON, "-c", _LEFT))
+    assert done.stdout.split() == ["0", "-9"], done.stderr

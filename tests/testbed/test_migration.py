@@ -161,6 +161,16 @@ def test_criu_dies_at_the_final_dump(moving, start, strategy):
     guest.check()
 
 
+def test_criu_dies_while_it_tries_out_the_kernel(moving, start):
+    """It does so on children that sleep until it ends them."""
+    guest = start(WORKERS="1", PAGES="100")
+    for _ in range(4):
+        with Kill(moving, "host1", ("criu", "dump"), forked=True) as kill:
+            aborted(guest, "host2", strategy="stop-and-copy")
+            assert kill.happened()
+        assert settled(guest) == "host1"
+
+
 def test_criu_dies_at_the_restore(moving, start):
     guest = start(WORKERS="16")  # long enough to be met at it
     with guest.under_requests():
