@@ -42,8 +42,9 @@ class ExecStream:
             self._id: str = self._api.exec_create(container, list(argv), stdin=True)["Id"]
             self._raw = self._api.exec_start(self._id, socket=True)
         except DockerException as error:
+            reason = getattr(error, "explanation", None) or error
             raise EngineError(
-                f"cannot run a command in {container[:12]}: {error}", hint="is the node still running? emulab status"
+                f"cannot run a command in {container[:12]}: {reason}", hint="is the node still running? emulab status"
             ) from error
         self._socket: socket.socket = getattr(self._raw, "_sock", self._raw)
         self._early = _came_with_the_head(self._raw, self._socket)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -46,6 +46,10 @@ class Settings:
             raise UsageError(f"the LAN must be a /24, not {self.subnet}", hint="for example 198.18.0.0/24")
         if not 0 <= self.ui_port <= 65535:
             raise UsageError(f"not a port: {self.ui_port}")
+
+    def on(self, subnet: str) -> Settings:
+        """The same testbed on another LAN: a scenario may name one. Raises UsageError."""
+        return replace(self, subnet=subnet)
 
     @property
     def lan_prefix(self) -> str:

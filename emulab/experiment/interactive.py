@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emulab.command import last_line
+from emulab.engine.settings import Settings
 from emulab.engine.streaming import Say
 from emulab.errors import LoadError
 from emulab.experiment.guests import load_data, place_guests
@@ -20,7 +21,7 @@ _FOREVER_S = 30 * 24 * 3600.0
 
 def serve_ui(scenario: Scenario, progress: Progress, ready: Callable[[str], None]) -> None:
     """Block until Ctrl-C; then nothing is left. ``ready`` is called with the page's address. Raises LoadError if Locust ends by itself."""
-    testbed = Testbed()
+    testbed = Testbed(Settings.from_env().on(scenario.topology.subnet))
     say: Say = progress.say
     try:
         progress.step("bringing up six nodes", 6)

@@ -1,4 +1,4 @@
-"""Running the load on the head node and the migrations on their schedule, side by side."""
+"""Running the load on the head node."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from emulab import clock
-from emulab.agent.rpc import Client, RemoteError
-from emulab.engine.streaming import Say, quiet
-from emulab.errors import EmulabError, LoadError, MigrationError
-from emulab.experiment.folder import RunFolder
+from emulab.agent.rpc import Client
+from emulab.errors import EmulabError, LoadError
 from emulab.experiment.guests import dataset
-from emulab.scenario import PlannedMigration, Scenario
+from emulab.scenario import Scenario
 from emulab.testbed import Testbed
 from emulab.testbed.testbed import PYTHON, OnEvent
 from workloads.olio.loader import counts
@@ -62,6 +60,7 @@ class LoadRun:
         self._result: dict[str, Any] = {}
         self._error: EmulabError | None = None
         self._client: Client | None = None
+        self._pid = 0
         self.steady_start_s: float | None = None
         self.steady_end_s: float | None = None
 
@@ -92,6 +91,9 @@ class LoadRun:
             return
         if row.get("name") == "load.progress":
             self._on_progress(row)
+            return
+        if row.get("name") == "load.process":
+            self._pid = int(row["pid"])
             return
         self._on_row({"source": "head", **row})
         if row.get("name") == "load.steady":
@@ -136,6 +138,15 @@ class LoadRun:
     def stderr(self) -> str:
         return str(self._result.get("stderr", ""))
 
+    def end(self, patience_s: float = 8.0) -> None:
+        """End it before its time, with all that it has recorded so far written. Raises EmulabError if the head does not answer."""
+        try:
+            if self._pid and not self._ended.is_set():
+                self._testbed.project.exec_run("head", ("kill", "-TERM", str(self._pid)))
+                self._ended.wait(patience_s)
+        finally:
+            self.stop()
+
     def stop(self) -> None:
         """End it now: closing the channel makes the agent end the process and all its children."""
         if self._client:
@@ -144,91 +155,3 @@ class LoadRun:
     def collect(self, destination: Path) -> list[Path]:
         """Copy its records into a folder."""
         return self._testbed.project.copy_from("head", REMOTE, destination)
-
-
-def run_migrations(
-    testbed: Testbed, load: LoadRun, planned: list[PlannedMigration], folder: RunFolder, say: Say = quiet
-) -> tuple[list[dict[str, Any]], MigrationError | None]:
-    """Each planned migration at its time, side by side where their times overlap; of one guest, one after the other.
-
-    A failed one is recorded, its CRIU logs are kept, and the load goes on. Returns the rows of ``migrations.json`` in order of their ids,
-    and the first failure.
-    """
-    moves = Moves(testbed, folder, say)
-    start = load.wait_for_steady()
-    for migration in planned:
-        load.wait_until(start + migration.at_s)
-        moves.begin(migration)
-    moves.wait()
-    return moves.rows(), moves.failure
-
-
-class Moves:
-    """The migrations of a run, each in a thread of its own."""
-
-    def __init__(self, testbed: Testbed, folder: RunFolder, say: Say) -> None:
-        self._testbed = testbed
-        self._folder = folder
-        self._say = say
-        self._lock = threading.Lock()
-        self._rows: dict[int, dict[str, Any]] = {}
-        self._ended: list[threading.Event] = []
-        self._last_of: dict[str, threading.Event] = {}
-        self._errors: list[BaseException] = []
-        self.failure: MigrationError | None = None
-
-    def begin(self, migration: PlannedMigration) -> None:
-        """Returns at once. A guest that is still on its way from an earlier migration sets off again when it has arrived."""
-        ended, before = threading.Event(), self._last_of.get(migration.vm)
-        self._last_of[migration.vm] = ended
-        self._ended.append(ended)
-        threading.Thread(target=self._run, args=(migration, before, ended), name=f"move {migration.vm}", daemon=True).start()
-
-    def wait(self) -> None:
-        """Until all have ended; raises what none of them expected."""
-        for ended in self._ended:
-            while not ended.wait(0.2):  # in steps, so that an interrupt is heard
-                pass
-        for error in self._errors:
-            raise error
-
-    def rows(self) -> list[dict[str, Any]]:
-        with self._lock:
-            return [self._rows[number] for number in sorted(self._rows)]
-
-    def _run(self, migration: PlannedMigration, before: threading.Event | None, ended: threading.Event) -> None:
-        try:
-            if before:
-                before.wait()
-            self._move(migration)
-        except BaseException as error:
-            self._errors.append(error)
-        finally:
-            ended.set()
-
-    def _move(self, migration: PlannedMigration) -> None:
-        vm, to = migration.vm, migration.destination
-        self._say(f"moving {vm} from {self._testbed.find(vm)['node']} to {to}")
-        try:
-            row = self._testbed.migrate(vm, to, migration.options, number=migration.id, on_event=self._folder.row)
-        except RemoteError as error:
-            found = record_failure(error, self._folder, migration.id)
-            with self._lock:
-                if found:
-                    self._rows[migration.id] = found[0]
-                self.failure = self.failure or MigrationError(error.message, hint=f"logs: {self._folder.logs}" if found else error.hint)
-            self._say(error.message)
-        else:
-            with self._lock:
-                self._rows[migration.id] = row
-            self._say(f"{vm} moved to {to} in {row['total_s']:.2f} s, blackout {row['blackout_s'] * 1000:.0f} ms")
-        with self._lock:
-            self._folder.write_json("migrations.json", [self._rows[number] for number in sorted(self._rows)])
-
-
-def record_failure(error: RemoteError, folder: RunFolder, number: int) -> list[dict[str, Any]]:
-    """Keep what a failed migration left: its logs, and its row if it got far enough to have one."""
-    details = error.details if isinstance(error.details, dict) else {}
-    for name, text in details.get("logs", {}).items():
-        folder.write_log(f"migration-{number}-{name}", text)
-    return [details["report"]] if "report" in details else []

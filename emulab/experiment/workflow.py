@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +14,12 @@ from emulab.doctor import all_items, check_all, repair, require
 from emulab.engine.lock import exclusive
 from emulab.engine.settings import Settings
 from emulab.errors import EmulabError, MigrationError
-from emulab.experiment import guests, records
+from emulab.experiment import guests
+from emulab.experiment.collecting import collect
 from emulab.experiment.folder import RUNS, RunFolder, previous_source
-from emulab.experiment.load import LoadRun, run_migrations
+from emulab.experiment.load import LoadRun
 from emulab.experiment.manifest import repeat_command, start_manifest, testbed_facts
+from emulab.experiment.moves import Moves
 from emulab.experiment.warm import warm_up
 from emulab.scenario import NodeSize, PlannedMigration, Scenario, load_scenario, plan, resolve, to_yaml
 from emulab.testbed import Testbed
@@ -46,9 +47,8 @@ class Experiment:
     manifest: dict[str, Any]
     keep: bool = False
     load: LoadRun | None = None
+    moves: Moves | None = None
     links: dict[str, Any] = field(default_factory=dict)
-    migrations: list[dict[str, Any]] = field(default_factory=list)
-    failure: MigrationError | None = None
 
 
 def run_experiment(
@@ -83,7 +83,7 @@ def run_experiment(
             raise
         finally:
             take_down(experiment)
-        return experiment.folder, report(experiment), experiment.failure
+        return experiment.folder, report(experiment), experiment.moves.failure if experiment.moves else None
 
 
 def resolve_scenario(name: str, overrides: dict[str, str | None], *, size: NodeSize, runs: Path) -> Scenario:
@@ -98,8 +98,7 @@ def check_machine(progress: Progress, *, mend: bool) -> None:
 
 def begin(scenario: Scenario, repeat: str, progress: Progress, *, runs: Path, keep: bool) -> Experiment:
     """The run folder with what is known beforehand."""
-    settings = Settings.from_env()
-    testbed = Testbed(settings)
+    testbed = Testbed(Settings.from_env().on(scenario.topology.subnet))
     folder = RunFolder(scenario.name, runs)
     folder.write_text("scenario.resolved.yaml", to_yaml(scenario))
     manifest = start_manifest(folder.id, repeat)
@@ -161,36 +160,16 @@ def apply_load(experiment: Experiment) -> None:
         experiment.testbed.start_samples()
         experiment.load = LoadRun(experiment.testbed, experiment.scenario, experiment.folder.row, experiment.progress.load)
         experiment.load.start()
-        experiment.migrations, experiment.failure = run_migrations(
-            experiment.testbed, experiment.load, experiment.planned, experiment.folder, say
-        )
+        experiment.moves = Moves(experiment.testbed, experiment.folder, say)
+        experiment.moves.run(experiment.load, experiment.planned)
         experiment.load.wait()
 
 
 def collect_records(experiment: Experiment) -> None:
     with _step(experiment, "collect", "collecting the records", 5):
         assert experiment.load is not None
-        folder = experiment.folder
-        raw = folder.path / ".raw"
-        try:
-            records.write_samples(experiment.testbed.collect_samples(raw / "samples"), folder.path / "samples.parquet")
-            experiment.load.collect(raw / "load")
-            _write_load(raw, folder)
-        finally:
-            shutil.rmtree(raw, ignore_errors=True)
-        folder.write_json("migrations.json", experiment.migrations)
-        records.write_rounds(experiment.migrations, folder.path / "rounds.parquet")
-        for name in guests.guest_specs(experiment.scenario):
-            found = experiment.testbed.find(name)
-            folder.write_log(f"guest-{name}.log", experiment.testbed.call(str(found["node"]), "vm.logs", name=name, lines=2000))
-
-
-def _write_load(raw: Path, folder: RunFolder) -> None:
-    source = next(path.parent for path in raw.glob("load/**/load.json"))
-    records.write_load(source, folder.path)
-    shutil.copy(source / "load.json", folder.path / "load.json")
-    for log in source.glob("logs/*"):
-        shutil.copy(log, folder.logs / f"load-{log.name}")
+        assert experiment.moves is not None
+        collect(experiment.testbed, experiment.scenario, experiment.folder, experiment.load, experiment.moves.rows())
 
 
 def finish(experiment: Experiment, status: str) -> None:
@@ -202,22 +181,46 @@ def finish(experiment: Experiment, status: str) -> None:
 
 
 def give_up(experiment: Experiment, error: BaseException) -> None:
-    """Note why the run did not reach its end; keep what the nodes said last."""
-    if experiment.load:
-        experiment.load.stop()
-        if experiment.load.stderr:
-            experiment.folder.write_log("load-stderr.log", experiment.load.stderr)
+    """Note why the run did not reach its end, and keep what was recorded until then."""
     interrupted = isinstance(error, KeyboardInterrupt)
-    experiment.manifest["error"] = "interrupted" if interrupted else str(error)
-    if interrupted:
-        experiment.progress.say(f"interrupted: what was recorded so far is kept in {experiment.folder.path}")
+    how, reason = ("interrupted", "interrupted") if interrupted else ("failed", str(error))
+    experiment.manifest["error"] = reason
+    experiment.folder.event("experiment.error", reason=reason)
+    if interrupted or experiment.load:
+        experiment.progress.say(f"{how}: what was recorded so far is kept in {experiment.folder.path}")
+    try:
+        salvage(experiment)
+    except KeyboardInterrupt:
+        experiment.progress.say("interrupted again: the rest of it is not kept")
     finish(experiment, "aborted" if interrupted else "failed")
-    experiment.folder.event("experiment.error", reason=experiment.manifest["error"])
+
+
+def salvage(experiment: Experiment) -> None:
+    """End what is under way, and collect what has been recorded of the load and its migrations."""
+    load, lost = experiment.load, list[str]()
+    if load is None:
+        return
+    rows = []
+    if experiment.moves:
+        experiment.moves.give_up()
+        rows = experiment.moves.rows()
+    try:
+        load.end()
+    except EmulabError as error:
+        lost.append(error.message)
+    collect(experiment.testbed, experiment.scenario, experiment.folder, load, rows, lost=lost)
+    if load.stderr:
+        experiment.folder.write_log("load-stderr.log", load.stderr)
+    for what in lost:
+        experiment.progress.say(f"not kept: {what}")
+    experiment.progress.say("a page of it: make report")
 
 
 def take_down(experiment: Experiment) -> None:
     if experiment.keep:
-        experiment.progress.say("the nodes stay up (--keep); end them with: make down")
+        subnet = experiment.scenario.topology.subnet
+        elsewhere = f"; for other commands: export EMULAB_SUBNET={subnet}" if subnet != Settings.from_env().subnet else ""
+        experiment.progress.say(f"the nodes stay up (--keep); end them with: make down{elsewhere}")
     else:
         experiment.progress.step("taking the nodes down", 3)
         try:

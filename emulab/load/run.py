@@ -2,8 +2,8 @@
 
 Runs a Locust master in this process, Locust workers and the prober in children, and the timetable: ramp-up, steady state, ramp-down.
 
-* Standard output: one JSON object per line. ``load.ramp_up``, ``load.steady`` and ``load.ramp_down`` with ``kind`` begin and end and the
-  exact instant in ``mono_s``; about once a second ``load.progress``.
+* Standard output: one JSON object per line. First ``load.process`` with its ``pid``; ``load.ramp_up``, ``load.steady`` and
+  ``load.ramp_down`` with ``kind`` begin and end and the exact instant in ``mono_s``; about once a second ``load.progress``.
 * ``DIR``: ``operations-N.csv`` and ``requests-N.csv`` per worker, ``probes.csv``, ``load.json`` (see ``emulab.load.totals``), ``logs/``.
 * Stops by itself; on SIGTERM, SIGINT, or when its standard input, if that is a pipe or socket, is closed. No child outlives it.
 
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from emulab import clock
 from emulab.errors import EmulabError
 from emulab.load import config as configuration
 
@@ -36,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         # Importing Locust patches the standard library for gevent, so it is left to the process that needs it.
         from emulab.load import master
 
+        emit({"mono_s": clock.now(), "wall": clock.wall(), "name": "load.process", "kind": "event", "pid": os.getpid()})
         if args.ui:
             return master.interactive(config, args.out.resolve(), bind=args.bind, port=args.port, emit=emit)
         return master.timetable(config, args.out.resolve(), emit=emit)

@@ -35,7 +35,8 @@ def title(summary: Summary) -> str:
     users = units.plural(summary["load"]["users"], "user")
     moves = summary["migrations"]
     if not moves:
-        return f"{users}, no migration"
+        ended = {"complete": "no migration", "aborted": "stopped before its end", "failed": "failed before its end"}
+        return f"{users}, {ended[summary['status']]}"
     if len(moves) == 1:
         return f"Live migration of {moves[0]['vm']} from {moves[0]['source']} to {moves[0]['destination']} under {users}"
     guests = units.listing(list(dict.fromkeys(move["vm"] for move in moves)))
@@ -88,6 +89,8 @@ def cards(summary: Summary) -> list[Card]:
                 "bad" if failed or lost else "good",
             )
         )
+    elif load["operations"] == 0:
+        found.append(Card("Failed requests", "no data", "nothing was measured", "warn"))
     else:
         found.append(Card("Failed requests", units.count(load["http_failed"]), "in steady state", "bad" if load["http_failed"] else "good"))
     found += [_verdict(summary, 90), _verdict(summary, 99)]

@@ -132,12 +132,16 @@ class Testbed:
             return [guest for found in pool.map(lambda node: self.call(node, "vm.list"), nodes) for guest in found]
 
     def find(self, name: str) -> dict[str, Any]:
-        """Where a guest is and what it is. Raises UsageError if there is none of this name."""
+        """Where a guest is and what it is. Raises UsageError if there is none of this name, AgentError if its node may have ended."""
         guests = self.guests()
         for guest in guests:
             if guest["name"] == name:
                 return guest
-        known = ", ".join(sorted({str(guest["name"]) for guest in guests}))
+        known, up = ", ".join(sorted({str(guest["name"]) for guest in guests})), self.running()
+        if not up:
+            raise UsageError(f"there is no guest {name!r}", hint="no node is up: emulab up")
+        if ended := set_without(NODES, *up):
+            raise AgentError(f"guest {name} is on no node that runs; ended: {', '.join(ended)}", hint="start anew: emulab down, emulab up")
         raise UsageError(f"there is no guest {name!r}", hint=f"guests: {known}" if known else "no guest runs: emulab vm start")
 
     def start_guest(self, node: str, spec: GuestSpec, say: Say = quiet, *, tag: str | None = None) -> dict[str, Any]:
@@ -263,14 +267,11 @@ class Testbed:
         for node in NODES:
             self.call(node, "samples.start", interval_s=interval_s, machine=node == "head")
 
-    def collect_samples(self, destination: Path) -> list[Path]:
-        """End sampling and copy each node's CSV file into a folder."""
-        files: list[Path] = []
-        for node in NODES:
-            path = f"/run/emulab/samples-{node}.csv"
-            self.call(node, "samples.stop", path=path)
-            files += self.project.copy_from(node, path, destination)
-        return files
+    def collect_samples(self, node: str, destination: Path) -> Path:
+        """End sampling on a node and copy its CSV file into a folder."""
+        path = f"/run/emulab/samples-{node}.csv"
+        self.call(node, "samples.stop", path=path)
+        return self.project.copy_from(node, path, destination)[0]
 
     # -- load --------------------------------------------------------------------------------------------------------------------------
 
@@ -284,5 +285,5 @@ def check_host(name: str) -> None:
         raise UsageError(f"there is no host {name!r}", hint=f"hosts: {', '.join(HOSTS)}")
 
 
-def set_without(names: Sequence[str], name: str) -> list[str]:
-    return [other for other in names if other != name]
+def set_without(names: Sequence[str], *left_out: str) -> list[str]:
+    return [other for other in names if other not in left_out]

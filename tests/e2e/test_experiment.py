@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -205,13 +204,15 @@ def test_killed_in_the_middle_and_taken_down_nothing_is_left(tmp_path, rate):
     assert mounts_and_cgroups() == []
 
 
-def test_ctrl_c_takes_everything_down(tmp_path, rate):
-    words = ("experiment", "--scenario", "quick", "--set", f"rate={rate}", "--set", f"topology.subnet={SETTINGS.subnet}")
+def interrupted(tmp_path, rate, line_of):
+    """A run that gets Ctrl-C half a second after it has said something; returns what it said."""
+    words = ("experiment", "--scenario", "quick", "--set", f"rate={rate}")
     running = subprocess.Popen((*EMULAB, *words), cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert running.stdout is not None
     for line in running.stdout:
-        if re.search("placing the guests", line):
+        if line_of in line:
             break
+    time.sleep(0.5)
     running.send_signal(signal.SIGINT)
     said = running.stdout.read()
     assert running.wait(60) == 130
@@ -219,5 +220,28 @@ def test_ctrl_c_takes_everything_down(tmp_path, rate):
     assert "interrupted: what was recorded so far is kept in runs/quick/" in said
     assert said.endswith("\ninterrupted\n")
     assert traces() == []
-    manifest = json.loads((tmp_path / "runs" / "latest" / "manifest.json").read_text())
-    assert manifest["status"] == "aborted"
+    assert json.loads((tmp_path / "runs" / "latest" / "manifest.json").read_text())["status"] == "aborted"
+    return said
+
+
+def test_ctrl_c_takes_everything_down(tmp_path, rate):
+    interrupted(tmp_path, rate, "placing the guests")
+
+
+def test_ctrl_c_in_a_migration_keeps_what_was_recorded(tmp_path, rate):
+    said = interrupted(tmp_path, rate, "moving web from")
+    assert "not kept" not in said
+    folder = tmp_path / "runs" / "latest"
+    (move,) = json.loads((folder / "migrations.json").read_text())
+    assert move["outcome"] in ("aborted", "committed")
+    assert json.loads((folder / "load.json").read_text())["status"] == "stopped"
+    operations, probes, samples = (pd.read_parquet(folder / f"{name}.parquet") for name in ("operations", "probes", "samples"))
+    assert set(operations["outcome"]) <= {"ok", "unfinished"}
+    assert operations["start_s"].max() > move["start_s"]
+    assert probes["done_s"].max() > move["start_s"]
+    assert samples["t_s"].max() > move["end_s"]
+    report = emulab("report", "runs/latest", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    page = (folder / "report.html").read_text()
+    assert "The run was stopped" in page
+    assert f"Live migration of web from {move['source']} to {move['destination']}" in page

@@ -97,7 +97,8 @@ def test_a_run_from_begin_to_end(site, generate):
     assert (code, errors) == (0, "")
     assert gone(children)
 
-    phases = [(event["name"], event["kind"], event["mono_s"]) for event in run.events if event["name"] != "load.progress"]
+    assert (run.events[0]["name"], run.events[0]["pid"]) == ("load.process", run.process.pid)
+    phases = [(event["name"], event["kind"], event["mono_s"]) for event in run.events[1:] if event["name"] != "load.progress"]
     begin = phases[0][2]
     assert [(name, kind, round(instant - begin, 6)) for name, kind, instant in phases] == [
         ("load.ramp_up", "begin", 0), ("load.ramp_up", "end", 2), ("load.steady", "begin", 2), ("load.steady", "end", 6),

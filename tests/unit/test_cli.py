@@ -179,6 +179,15 @@ def test_shipped_scenarios_are_valid_and_resolve_to_files_that_are(cli, name, tm
     assert cli("validate", "again.yaml").code == 0
 
 
+def test_the_environment_names_the_lan_of_a_scenario_and_an_option_another(cli, monkeypatch):
+    monkeypatch.setenv("EMULAB_SUBNET", "198.18.9.0/24")
+    small = ("--set", "guests.db.vcpus=1")
+    for more, lan in (((), "198.18.9"), (("--set", "topology.subnet=198.18.7.0/24"), "198.18.7")):
+        topology, guests = (yaml.safe_load(cli("validate", "--resolved", *small, *more).out)[key] for key in ("topology", "guests"))
+        assert topology["subnet"] == f"{lan}.0/24"
+        assert {guest["address"].rpartition(".")[0] for guest in guests.values()} == {lan}
+
+
 def test_validate_tells_the_plan(cli):
     done = cli("validate", "one-migration", "--set", "migrations.1.to=host4", "--set", "guests.db.vcpus=1")
     assert "at 60 s: web from host1 to host4 by pre-copy" in done.out

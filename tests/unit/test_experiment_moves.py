@@ -11,7 +11,7 @@ from emulab.agent.rpc import RemoteError
 from emulab.cli.moving import describe, live_line, pair_up
 from emulab.errors import UsageError
 from emulab.experiment.folder import RunFolder
-from emulab.experiment.load import Moves
+from emulab.experiment.moves import Moves
 from emulab.scenario import parse_scenario, plan, resolve
 
 
@@ -19,7 +19,7 @@ class Nodes:
     """A testbed whose migrations end when the test says so."""
 
     def __init__(self, *, fail=()):
-        self.started, self.asked, self._fail = [], [], fail
+        self.started, self.asked, self.aborted, self._fail = [], [], [], fail
         self.release = {"web": threading.Semaphore(0), "db": threading.Semaphore(0)}
         self._begun = threading.Semaphore(0)
 
@@ -37,6 +37,10 @@ class Nodes:
                 "host1", {"kind": "AbortedError", "message": "no", "details": {"report": {"id": number}, "logs": {"a.log": "why"}}}
             )
         return {"id": number, "total_s": 1.0, "blackout_s": 0.1}
+
+    def abort_migration(self, name):
+        self.aborted.append(name)
+        self.release[name].release()
 
     def wait_for(self, count):
         for _ in range(count):
@@ -88,6 +92,27 @@ def test_one_that_fails_is_recorded_and_the_others_go_on(planned, folder):
     assert [row["id"] for row in moves.rows()] == [1, 2, 3]
     assert "no" in moves.failure.message
     assert (folder.logs / "migration-1-a.log").read_text() == "why"
+
+
+def test_those_under_way_are_aborted_and_recorded_and_none_begins_any_more(planned, folder):
+    nodes = Nodes(fail=(1, 2))
+    moves = begin(planned, folder, nodes)
+    nodes.wait_for(2)
+    moves.give_up()
+    assert sorted(nodes.aborted) == ["db", "web"]
+    assert [row["id"] for row in json.loads((folder.path / "migrations.json").read_text())] == [1, 2]
+    assert sorted(nodes.started) == [1, 2]  # not web's second
+
+
+def test_one_that_does_not_end_is_not_waited_for(planned, folder):
+    nodes = Nodes()
+    nodes.abort_migration = lambda name: None
+    moves = begin(planned[:1], folder, nodes)
+    nodes.wait_for(1)
+    moves.give_up(patience_s=0.1)
+    assert moves.rows() == []
+    nodes.release["web"].release()
+    moves.wait()
 
 
 def test_a_scenario_s_options_reach_the_agent_whole():

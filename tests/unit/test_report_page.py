@@ -189,6 +189,9 @@ def test_a_run_that_did_not_end_well_still_has_a_report(tmp_path, status, words)
     assert words in text(soup.select_one(".alarm"))
     assert figures(soup) == {}
     assert "operations.parquet" in text(soup.header)
+    assert text(soup.h1) == f"5 users, {'stopped' if status == 'aborted' else 'failed'} before its end"
+    cards = {text(card.dt): [text(part) for part in card.find_all("dd")] for card in soup.select(".card")}
+    assert cards["Failed requests"] == ["no data", "nothing was measured"]
 
 
 def test_no_probes_and_no_samples_of_nodes(tmp_path):
