@@ -119,15 +119,12 @@ class HookedCriu:
 
     def stop(self, patience_s: float = 10.0) -> None:
         """Wait until it has ended by itself, as after a refusal; for ``patience_s``, then it is ended."""
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        end_forked(self.process)
+        self.kill()
 
     def kill(self) -> None:
-        self.process.kill()
+        self.process.kill()  # unless it has ended
         self.process.wait()
         end_forked(self.process)
 

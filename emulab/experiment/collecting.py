@@ -31,8 +31,9 @@ def collect(
     def trying(what: str) -> AbstractContextManager[None]:
         return nullcontext() if lost is None else _noting(lost, what)
 
-    folder.write_json("migrations.json", migrations)
-    records.write_rounds(migrations, folder.path / "rounds.parquet")
+    with trying("migrations"):
+        folder.write_json("migrations.json", migrations)
+        records.write_rounds(migrations, folder.path / "rounds.parquet")
     raw = folder.path / ".raw"
     try:
         samples: list[Path] = []
@@ -40,7 +41,8 @@ def collect(
             with trying(f"samples of {node}"):
                 samples.append(testbed.collect_samples(node, raw / "samples"))
         if samples:
-            records.write_samples(samples, folder.path / "samples.parquet")
+            with trying("samples"):
+                records.write_samples(samples, folder.path / "samples.parquet")
         with trying("load"):
             load.collect(raw / "load")
             _write_load(raw, folder)

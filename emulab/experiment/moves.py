@@ -57,15 +57,14 @@ class Moves:
         for error in self._errors:
             raise error
 
-    def give_up(self, patience_s: float = 5.0) -> None:
-        """Abort what is under way, and wait until that is recorded; none begins any more."""
+    def give_up(self, patience_s: float = 8.0) -> list[str]:
+        """Abort what is under way, and wait until that is recorded; none begins any more. Returns the guests that did not come to rest."""
         self._over = True
         for vm in list(self._last_of):
             with contextlib.suppress(EmulabError):  # it has arrived, or is past its commit
                 self._testbed.abort_migration(vm)
         end = clock.now() + patience_s
-        for ended in self._ended:
-            ended.wait(max(0.0, end - clock.now()))
+        return [vm for vm, ended in self._last_of.items() if not ended.wait(max(0.0, end - clock.now()))]
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of ``migrations.json`` in order of their ids."""

@@ -192,7 +192,8 @@ def give_up(experiment: Experiment, error: BaseException) -> None:
         salvage(experiment)
     except KeyboardInterrupt:
         experiment.progress.say("interrupted again: the rest of it is not kept")
-    finish(experiment, "aborted" if interrupted else "failed")
+    finally:
+        finish(experiment, "aborted" if interrupted else "failed")
 
 
 def salvage(experiment: Experiment) -> None:
@@ -202,7 +203,7 @@ def salvage(experiment: Experiment) -> None:
         return
     rows = []
     if experiment.moves:
-        experiment.moves.give_up()
+        lost += [f"the migration of {vm}, which is still under way" for vm in experiment.moves.give_up()]
         rows = experiment.moves.rows()
     try:
         load.end()

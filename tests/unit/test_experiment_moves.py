@@ -98,7 +98,7 @@ def test_those_under_way_are_aborted_and_recorded_and_none_begins_any_more(plann
     nodes = Nodes(fail=(1, 2))
     moves = begin(planned, folder, nodes)
     nodes.wait_for(2)
-    moves.give_up()
+    assert moves.give_up() == []
     assert sorted(nodes.aborted) == ["db", "web"]
     assert [row["id"] for row in json.loads((folder.path / "migrations.json").read_text())] == [1, 2]
     assert sorted(nodes.started) == [1, 2]  # not web's second
@@ -109,7 +109,7 @@ def test_one_that_does_not_end_is_not_waited_for(planned, folder):
     nodes.abort_migration = lambda name: None
     moves = begin(planned[:1], folder, nodes)
     nodes.wait_for(1)
-    moves.give_up(patience_s=0.1)
+    assert moves.give_up(patience_s=0.1) == ["web"]
     assert moves.rows() == []
     nodes.release["web"].release()
     moves.wait()

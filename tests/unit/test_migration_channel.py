@@ -1,16 +1,18 @@
-"""How fast large payloads leave, and how they are counted."""
+"""How fast large payloads leave, how they are counted, and how two agents part."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from emulab import clock
-from emulab.migration.channel import Meter, Pacer, _waited_for_cpu, on_wire
+from emulab.migration.channel import Meter, Pacer, Peer, PeerLostError, _waited_for_cpu, on_wire
 
 
 @pytest.fixture
@@ -89,3 +91,29 @@ def test_time_that_a_thread_waits_for_a_cpu_is_told_apart_from_time_that_it_slee
         for process in spin:
             process.kill()
             process.wait()
+
+
+def test_who_parts_is_seen_to_and_waits_until_the_other_has_done_too():
+    here, there = socket.socketpair()
+    parting, staying, order = Peer(here), Peer(there), []
+
+    def stay():
+        with pytest.raises(PeerLostError):
+            staying.receive(timeout_s=10)
+        staying.send("late")  # nobody reads it, and it is in nobody's way
+        order.append("done")
+        staying.close()
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    parting.part(timeout_s=10)
+    order.append("parted")
+    thread.join()
+    parting.close()
+    assert order == ["done", "parted"]
+
+
+def test_who_parts_waits_no_longer_than_told():
+    here, there = socket.socketpair()
+    with here, there:
+        Peer(here).part(timeout_s=0.05)
