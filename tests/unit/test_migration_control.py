@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import struct
@@ -133,11 +134,19 @@ def test_soft_dirty_pages_are_those_present_or_swapped_and_the_task_s_own():
 
 def test_own_pages_of_a_process_are_found_where_they_are():
     memory = mmap.mmap(-1, 64 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    before = sum(end - start for start, end in own_pages()) // PAGE
-    for page in range(10, 20):
+    view = ctypes.c_char.from_buffer(memory)
+    first = ctypes.addressof(view)
+
+    def found():
+        """Numbers of the pages of that memory; what else this process has comes and goes."""
+        ranges = own_pages()
+        return [page for page in range(64) if any(start <= first + page * PAGE < end for start, end in ranges)]
+
+    assert found() == []
+    for page in (*range(10, 20), 40):
         memory[page * PAGE] = 1
-    after = sum(end - start for start, end in own_pages()) // PAGE
-    assert 10 <= after - before < 40
+    assert found() == [*range(10, 20), 40]
+    del view
     memory.close()
 
 
