@@ -152,13 +152,13 @@ class Moves:
         control = self._leaving.get(name)
         return dict(control.progress) if control else None
 
-    def abort(self, name: str) -> None:
+    def abort(self, name: str, reason: str) -> None:
         """Give up the migration of a guest that is leaving. Raises UsageError after its commit."""
         control = self._leaving.get(name)
         if control is None:
             raise UsageError(f"{name} is not being moved away from {self._node}", hint="emulab vm list shows which guests are on the move")
         try:
-            control.request_abort("on request")
+            control.request_abort(reason)
         except UsageError as error:
             raise UsageError(f"the migration of {name} cannot be aborted any more: {error.message}", hint=error.hint) from error
         if not control.wait(60):

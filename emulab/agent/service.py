@@ -176,10 +176,10 @@ class Service:
         """
         return self._moves.migrate(call, name, to, Options.from_dict(options), number)
 
-    def vm_migrate_abort(self, call: Call, *, name: str) -> dict[str, Any]:
+    def vm_migrate_abort(self, call: Call, *, name: str, reason: str = "on request") -> dict[str, Any]:
         """Give up the migration of a guest that is leaving; returns where it runs. Raises UsageError after its commit."""
         del call
-        self._moves.abort(name)
+        self._moves.abort(name, reason)
         return {"running_on": self.node}
 
     def vm_plan(self, call: Call, *, name: str, options: dict[str, Any], to: str | None = None) -> dict[str, Any]:

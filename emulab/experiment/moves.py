@@ -62,7 +62,7 @@ class Moves:
         self._over = True
         for vm in list(self._last_of):
             with contextlib.suppress(EmulabError):  # it has arrived, or is past its commit
-                self._testbed.abort_migration(vm)
+                self._testbed.abort_migration(vm, "the run ends before its time")
         end = clock.now() + patience_s
         return [vm for vm, ended in self._last_of.items() if not ended.wait(max(0.0, end - clock.now()))]
 

@@ -199,13 +199,13 @@ class Testbed:
             raise UsageError(f"guest {name} is on {to} already", hint=f"choose another host: {', '.join(set_without(HOSTS, to))}")
         return source
 
-    def abort_migration(self, name: str) -> str:
+    def abort_migration(self, name: str, reason: str = "on request") -> str:
         """Give up the migration of a guest; returns the node on which it goes on. Raises UsageError if none is under way, or too late."""
         self.find(name)
         for guest in self.guests():
             if guest["name"] == name and guest["migration"] is not None:
                 try:
-                    return str(self.call(str(guest["node"]), "vm.migrate.abort", name=name)["running_on"])
+                    return str(self.call(str(guest["node"]), "vm.migrate.abort", name=name, reason=reason)["running_on"])
                 except RemoteError as error:
                     raise (UsageError(error.message, hint=error.hint) if error.kind == "UsageError" else error) from error
         raise UsageError(f"{name} is not being moved", hint="emulab vm list shows which guests are on the move")

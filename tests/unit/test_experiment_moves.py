@@ -38,7 +38,8 @@ class Nodes:
             )
         return {"id": number, "total_s": 1.0, "blackout_s": 0.1}
 
-    def abort_migration(self, name):
+    def abort_migration(self, name, reason):
+        assert reason
         self.aborted.append(name)
         self.release[name].release()
 
@@ -106,7 +107,7 @@ def test_those_under_way_are_aborted_and_recorded_and_none_begins_any_more(plann
 
 def test_one_that_does_not_end_is_not_waited_for(planned, folder):
     nodes = Nodes()
-    nodes.abort_migration = lambda name: None
+    nodes.abort_migration = lambda name, reason: None
     moves = begin(planned[:1], folder, nodes)
     nodes.wait_for(1)
     assert moves.give_up(patience_s=0.1) == ["web"]
