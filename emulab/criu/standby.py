@@ -27,7 +27,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def start(call: CriuCall) -> subprocess.Popen[bytes]:
-    """Start CRIU now, in a process group of its own: see ``end_forked``."""
+    """Start CRIU now, in a process group of its own: see ``end``."""
     process = subprocess.Popen(
         call.argv,
         env=environment(call.env),
@@ -41,9 +41,10 @@ def start(call: CriuCall) -> subprocess.Popen[bytes]:
     return process
 
 
-def end_forked(process: subprocess.Popen[bytes]) -> None:
-    """End what a CRIU that was killed has left: it tries out what the kernel can do on children that sleep until it ends them."""
-    if process.returncode is not None and process.returncode < 0:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End CRIU unless it has ended, and what one that was killed has left: children to try out the kernel on, which sleep for ever."""
+    process.kill()
+    if process.wait() < 0:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -124,9 +125,7 @@ class HookedCriu:
         self.kill()
 
     def kill(self) -> None:
-        self.process.kill()  # unless it has ended
-        self.process.wait()
-        end_forked(self.process)
+        end(self.process)
 
 
 class HookedStandby(HookedCriu):

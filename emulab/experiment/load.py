@@ -48,7 +48,7 @@ def load_config(scenario: Scenario) -> dict[str, Any]:
 
 
 class LoadRun:
-    """The load generator on the head: started by ``start``, ends by itself, or with ``stop``."""
+    """The load generator on the head: started by ``start``, ends by itself, or with ``end``."""
 
     def __init__(self, testbed: Testbed, scenario: Scenario, on_row: OnEvent, on_progress: OnEvent) -> None:
         self._testbed = testbed
@@ -145,12 +145,8 @@ class LoadRun:
                 self._testbed.project.exec_run("head", ("kill", "-TERM", str(self._pid)))
                 self._ended.wait(patience_s)
         finally:
-            self.stop()
-
-    def stop(self) -> None:
-        """End it now: closing the channel makes the agent end the process and all its children."""
-        if self._client:
-            self._client.close()
+            if self._client:
+                self._client.close()  # its agent then ends the process and all its children
 
     def collect(self, destination: Path) -> list[Path]:
         """Copy its records into a folder."""

@@ -159,8 +159,8 @@ def apply_load(experiment: Experiment) -> None:
     with _step(experiment, "load", f"{load.users} users for {total:g} s", total + 5) as say:
         experiment.testbed.start_samples()
         experiment.load = LoadRun(experiment.testbed, experiment.scenario, experiment.folder.row, experiment.progress.load)
-        experiment.load.start()
         experiment.moves = Moves(experiment.testbed, experiment.folder, say)
+        experiment.load.start()
         experiment.moves.run(experiment.load, experiment.planned)
         experiment.load.wait()
 
@@ -198,18 +198,15 @@ def give_up(experiment: Experiment, error: BaseException) -> None:
 
 def salvage(experiment: Experiment) -> None:
     """End what is under way, and collect what has been recorded of the load and its migrations."""
-    load, lost = experiment.load, list[str]()
-    if load is None:
+    load, moves = experiment.load, experiment.moves
+    if load is None or moves is None:
         return
-    rows = []
-    if experiment.moves:
-        lost += [f"the migration of {vm}, which is still under way" for vm in experiment.moves.give_up()]
-        rows = experiment.moves.rows()
+    lost = [f"the migration of {vm}, which is still under way" for vm in moves.give_up()]
     try:
         load.end()
     except EmulabError as error:
         lost.append(error.message)
-    collect(experiment.testbed, experiment.scenario, experiment.folder, load, rows, lost=lost)
+    collect(experiment.testbed, experiment.scenario, experiment.folder, load, moves.rows(), lost=lost)
     if load.stderr:
         experiment.folder.write_log("load-stderr.log", load.stderr)
     for what in lost:

@@ -10,7 +10,7 @@ from emulab import clock
 from emulab.criu import commands, tracker
 from emulab.criu.dirty import DirtyPages
 from emulab.criu.log import read_deciding_line
-from emulab.criu.standby import end_forked, start
+from emulab.criu.standby import end, start
 from emulab.criu.stats import read_dump_stats
 from emulab.errors import EmulabError
 from emulab.migration.dump import is_traced, pages_in
@@ -207,14 +207,12 @@ class PreCopyRounds:
                 resumed_at = clock.now()
                 leaving.limit_guest()
             if resumed_at and leaving.control.abort_requested:
-                process.kill()  # it only writes files now: the guest is out of its hands
-                process.wait()
-                end_forked(process)
+                end(process)  # it only writes files now: the guest is out of its hands
                 leaving.control.check()
             if stream:
                 stream.poll()
             time.sleep(0.002)
-        end_forked(process)
+        end(process)
         if process.returncode != 0:
             raise EmulabError(f"CRIU pre-dump failed: {read_deciding_line(images / 'pre-dump.log', process.returncode)}")
         if resumed_at:
